@@ -1,0 +1,42 @@
+# The template's own commands: make help
+VENV ?= .venv
+PYTHON ?= python3
+PORT ?= 3000
+# any value: stop after the first answer
+ONCE ?=
+
+DEMO := build/demo/llm-service
+# the demo's own model store, so that yours stays as it is
+DEMO_STORE := $(CURDIR)/build/demo/bentoml
+
+# The environment is up to date when its stamp carries the checksum of what it was made from.
+READY := $(VENV)/.installed-$(shell cksum < requirements-dev.txt | cut -d ' ' -f 1)
+
+.PHONY: help
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "Python 3.11 or newer is needed: name one with PYTHON=/path/to/python3.12 after make." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) \
+		|| { echo "$(VENV) could not be made: see above; Debian and Ubuntu need their python3-venv package." >&2; exit 1; }
+	$(VENV)/bin/python -m pip --disable-pip-version-check install --requirement requirements-dev.txt \
+		|| { echo "The template's tools could not be installed: see above; then delete $(VENV) and run make again." >&2; exit 1; }
+	@rm -f $(VENV)/.installed-* && touch $@
+
+# Baking over an older bake keeps its environments; they are made again only when their pins changed.
+.PHONY: bake
+bake: $(READY)
+	$(VENV)/bin/cookiecutter . --no-input --default-config --overwrite-if-exists --output-dir build/demo engine=transformers model_source=demo
+	$(MAKE) --no-print-directory -C $(DEMO) install
+
+.PHONY: demo
+demo: bake ## bake the demo, serve it on PORT and stream one answer; ONCE=1 stops after it
+	BENTOML_HOME=$(DEMO_STORE) $(MAKE) --no-print-directory -C $(DEMO) model
+	BENTOML_HOME=$(DEMO_STORE) $(VENV)/bin/python scripts/demo.py $(DEMO) --port $(PORT) $(if $(ONCE),--once)
+
+.PHONY: test
+test: bake ## test the template, the baked demo and the real engine behind it
+	$(VENV)/bin/pytest tests
+	$(MAKE) --no-print-directory -C $(DEMO) lint test

@@ -1,0 +1,53 @@
+"""What `bentoml serve` loads: the service, its lifecycle, and the application mounted in it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import bentoml
+
+from serving.gateway.app import create_app
+from serving.runtime.reconciler import Reconciler, plan
+from serving.runtime.shutdown import Shutdown
+from serving.runtime.store import ModelStore
+from serving.settings import SettingsError, load_settings
+
+HERE = Path(__file__).parent
+
+try:
+    settings = load_settings(Path(os.environ.get("SERVING_CONFIG", HERE / "serving.yaml")))
+    store = ModelStore()
+    versions = plan(settings, store)
+except SettingsError as error:
+    sys.exit(f"{error}")
+
+reconciler = Reconciler(settings, store, versions, HERE / "warmup_hooks.py")
+shutdown = Shutdown(settings.timeouts.drain)
+
+
+@bentoml.service(
+    name=settings.service.name,
+    workers=1,  # each worker would run engines of its own
+    http={"host": "127.0.0.1"},
+    # BentoML's limit is on the first byte, and its reply is not the contract's: ours come first.
+    traffic={"timeout": 24 * 3600},
+    # One span for every chunk of a stream costs more than relaying it.
+    tracing={"excluded_urls": ".*"},
+)
+@bentoml.asgi_app(create_app(settings, reconciler.router, shutdown), path="/")
+class Service:
+    """The gateway and the engines behind it."""
+
+    @bentoml.on_startup
+    async def start(self) -> None:
+        shutdown.install()
+        reconciler.start()
+
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        await reconciler.stop()
+
+    async def __is_ready__(self) -> bool:
+        return reconciler.ready and not shutdown.started

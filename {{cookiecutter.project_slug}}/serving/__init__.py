@@ -1,0 +1,1 @@
+"""A stable OpenAI-compatible API in front of one or more LLM engine processes."""

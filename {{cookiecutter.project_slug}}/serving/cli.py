@@ -1,0 +1,137 @@
+"""`serving models …`: the versions in the model store."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from serving.runtime.checks import ModelRefused
+from serving.runtime.source import fetch
+from serving.runtime.store import ModelStore, StoreError, Version
+
+DEMO = Path(__file__).parent.parent / "demo_model"
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+models = typer.Typer(no_args_is_help=True, help="The model versions this service can serve.")
+app.add_typer(models, name="models")
+console = Console()
+
+
+@app.callback()
+def serving() -> None:
+    """Look after the models of this LLM service."""
+
+
+@models.command("import")
+def import_model(
+    name: Annotated[str, typer.Argument(help="The model's name, as clients send it.")],
+    source: Annotated[
+        str, typer.Argument(help="A folder, `demo`, or a Hugging Face repository org/name[@rev].")
+    ],
+    allow_pickle: Annotated[
+        bool, typer.Option(help="Also take pickled weights, which can run code when loaded.")
+    ] = False,
+    if_missing: Annotated[
+        bool, typer.Option(help="Do nothing when the model already has a version.")
+    ] = False,
+) -> None:
+    """Import a model as the next version of NAME."""
+    store = ModelStore()
+    existing = store.versions(name)
+    if if_missing and existing:
+        console.print(f"{existing[-1].tag} is there already.")
+        return
+    with fetch(source, store, DEMO, allow_pickle=allow_pickle) as fetched, _progress() as bar:
+        total = sum(path.stat().st_size for path in fetched.folder.rglob("*") if path.is_file())
+        task = bar.add_task(f"{name} from {source}", total=total)
+        version = store.add(
+            name,
+            fetched.folder,
+            fetched.described,
+            allow_pickle=allow_pickle,
+            advance=lambda done: bar.advance(task, done),
+        )
+        bar.update(task, completed=total)
+    console.print(f"Imported [bold]{version.tag}[/bold] ({decimal(version.size)}).")
+
+
+@models.command("list")
+def list_models(name: Annotated[str | None, typer.Argument()] = None) -> None:
+    """List all versions, or those of NAME."""
+    table = Table("version", "size", "imported", "source", box=None, pad_edge=False)
+    for version in ModelStore().versions(name):
+        created = version.created.astimezone().strftime("%Y-%m-%d %H:%M")
+        table.add_row(version.tag, decimal(version.size), created, version.source)
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print("No version yet; run `serving models import NAME SOURCE`.")
+
+
+@models.command("show")
+def show_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> None:
+    """Show one version's files with their SHA-256."""
+    version = _get(ModelStore(), tag)
+    console.print(f"[bold]{version.tag}[/bold] from {version.source}\n{version.path}", soft_wrap=True)
+    table = Table("file", "size", "sha256", box=None, pad_edge=False)
+    for file in version.files:
+        table.add_row(file.path, decimal(file.size), file.sha256)
+    console.print(table)
+
+
+@models.command("verify")
+def verify_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> None:
+    """Read all files of one version again and compare them with what was imported."""
+    store = ModelStore()
+    version = _get(store, tag)
+    with _progress() as bar:
+        task = bar.add_task(tag, total=version.size)
+        store.verify(version, lambda done: bar.advance(task, done), trust_cache=False)
+    console.print(f"{version.tag} is as it was imported.")
+
+
+@models.command("delete")
+def delete_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> None:
+    """Delete one version, unless a running service uses it."""
+    store = ModelStore()
+    version = _get(store, tag)
+    store.delete(version)
+    console.print(f"Deleted {version.tag}.")
+
+
+def _get(store: ModelStore, tag: str) -> Version:
+    name, _, number = tag.partition(":")
+    if not number.isdecimal():
+        raise StoreError(f"{tag!r} is not a version; write NAME:NUMBER, as `serving models list` does.")
+    return store.get(name, int(number))
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=console,
+    )
+
+
+def main() -> None:
+    """Runs the command line; what goes wrong is one sentence, and exit status 1."""
+    try:
+        app()
+    except (StoreError, ModelRefused) as error:
+        sys.exit(f"serving: {error}")
+    except OSError as error:
+        sys.exit(f"serving: {error.filename or 'the model store'}: {error.strerror}.")
+
+
+if __name__ == "__main__":
+    main()

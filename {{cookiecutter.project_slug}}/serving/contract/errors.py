@@ -1,0 +1,175 @@
+"""The one error envelope, `{"error": {"message", "type", "param", "code"}}`, for every failure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel, ValidationError
+
+
+class ErrorBody(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorReply(msgspec.Struct):
+    error: ErrorBody
+
+
+class ApiError(Exception):
+    """A failure a client may see.
+
+    `status` is the HTTP status, `code` the stable machine-readable name, `param` the request field
+    at fault and `retry_after` the seconds after which the same request may succeed.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        self.extra_headers = dict(headers or {})
+
+    @property
+    def type(self) -> str:
+        """OpenAI's coarse class of the error, which its SDKs and many clients look at."""
+        if self.status == 401:
+            return "authentication_error"
+        if self.status == 403:
+            return "permission_error"
+        if self.status == 429:
+            return "rate_limit_error"
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if self.retry_after is None:
+            return self.extra_headers
+        return {"retry-after": str(self.retry_after), **self.extra_headers}
+
+    def body(self) -> bytes:
+        return msgspec.json.encode(
+            ErrorReply(ErrorBody(self.message, self.type, self.param, self.code))
+        )
+
+
+def invalid(message: str, param: str | None = None, code: str = "invalid_request") -> ApiError:
+    return ApiError(400, code, message, param=param)
+
+
+def model_not_found(model: str) -> ApiError:
+    return ApiError(
+        404,
+        "model_not_found",
+        f"The model {model!r} does not exist; GET /v1/models lists what is served.",
+        param="model",
+    )
+
+
+def model_loading(model: str, retry_after: int = 2) -> ApiError:
+    return ApiError(
+        503,
+        "model_loading",
+        f"The model {model!r} is loading; ask again in a moment.",
+        retry_after=retry_after,
+    )
+
+
+def model_failed(model: str) -> ApiError:
+    return ApiError(
+        503,
+        "model_failed",
+        f"The model {model!r} could not be started; the service's log says why.",
+        retry_after=30,
+    )
+
+
+def shutting_down() -> ApiError:
+    return ApiError(
+        503, "shutting_down", "The service is stopping; ask another replica.", retry_after=1
+    )
+
+
+def engine_error(message: str = "The engine failed while it answered; ask again.") -> ApiError:
+    return ApiError(502, "engine_error", message)
+
+
+def timed_out(message: str) -> ApiError:
+    return ApiError(504, "timeout", message)
+
+
+def context_length_exceeded(limit: int, prompt: int | None, param: str) -> ApiError:
+    asked = f" and the prompt has {prompt}" if prompt is not None else ""
+    return ApiError(
+        400,
+        "context_length_exceeded",
+        f"The model's context holds {limit} tokens{asked}; "
+        "shorten the prompt or ask for fewer tokens.",
+        param=param,
+    )
+
+
+def unsupported(capability: str, engine_model: str) -> ApiError:
+    return ApiError(
+        400,
+        "unsupported_by_engine",
+        f"The engine that serves {engine_model!r} lacks the capability {capability!r}; "
+        "leave the field out.",
+        param=capability,
+    )
+
+
+# A union's member is part of pydantic's error location, not of the path a client knows.
+_UNION_MEMBER = re.compile(r"^(str|int|float|bool|constrained-\w+|list\[.*|[A-Z]\w*|function-.*)$")
+
+
+def from_validation(error: ValidationError, model: type[BaseModel]) -> ApiError:
+    """The first problem pydantic found, as a 400 that names the field the way the client wrote it.
+
+    Where a union offered several shapes, the problem found deepest is the one the client meant.
+    """
+    problems = error.errors(include_url=False, include_context=True, include_input=False)
+    problem = max(problems, key=lambda p: len(p["loc"])) if _same_root(problems) else problems[0]
+    param = field_path(problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = get_close_matches(str(problem["loc"][-1]), list(model.model_fields), 1)
+        hint = f"; did you mean {near[0]!r}?" if near and len(problem["loc"]) == 1 else ""
+        return invalid(f"Unknown field {param!r}{hint}", param, "unknown_field")
+    if problem["type"] == "json_invalid":
+        return invalid(f"The body is not valid JSON: {problem['msg']}.", code="invalid_json")
+    message = problem["msg"].removeprefix("Value error, ")
+    return invalid(f"Invalid {param!r}: {message}." if param else f"{message}.", param or None)
+
+
+def field_path(loc: Sequence[int | str]) -> str:
+    """`("messages", 0, "user", "content", "str")` as `messages[0].content`."""
+    path, after_index = "", False
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        # What follows an index is the tag of a tagged union: a role, or a content part's type.
+        elif not after_index and not _UNION_MEMBER.match(part):
+            path += f".{part}" if path else part
+        after_index = isinstance(part, int)
+    return path
+
+
+def _same_root(problems: Sequence[Any]) -> bool:
+    return len({p["loc"][:1] for p in problems}) == 1

@@ -1,0 +1,114 @@
+"""The contract as an OpenAPI document, generated from the very types that validate and encode.
+
+`python -m serving.contract.openapi` prints it; the copy in `openapi.json` is committed, so that a
+change of the contract shows in a diff.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+from pydantic.json_schema import models_json_schema
+
+from serving.contract.chat import ChatChunk, ChatCompletion, ChatRequest
+from serving.contract.completions import Completion, CompletionRequest
+from serving.contract.errors import ErrorReply
+from serving.contract.models import Model, ModelList
+
+REF = "#/components/schemas/{}"
+
+
+def document() -> dict[str, Any]:
+    """The OpenAPI 3.1 document of what clients may depend on."""
+    _, requests = models_json_schema(
+        [(ChatRequest, "validation"), (CompletionRequest, "validation")],
+        ref_template=REF.format("{model}"),
+    )
+    _, replies = msgspec.json.schema_components(
+        [ChatCompletion, ChatChunk, Completion, Model, ModelList, ErrorReply],
+        ref_template=REF.format("{name}"),
+    )
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "LLM service", "version": "1"},
+        "paths": {
+            "/v1/chat/completions": {
+                "post": _generation("createChatCompletion", ChatRequest, ChatCompletion, ChatChunk)
+            },
+            "/v1/completions": {
+                "post": _generation("createCompletion", CompletionRequest, Completion, Completion)
+            },
+            "/v1/models": {"get": _reading("listModels", ModelList)},
+            "/v1/models/{model}": {
+                "get": {
+                    **_reading("getModel", Model),
+                    "parameters": [
+                        {
+                            "name": "model",
+                            "in": "path",
+                            "required": True,
+                            "schema": {"type": "string"},
+                        }
+                    ],
+                }
+            },
+        },
+        "components": {"schemas": {**requests["$defs"], **replies}},
+    }
+
+
+def _generation(name: str, request: type, reply: type, chunk: type) -> dict[str, Any]:
+    return {
+        "operationId": name,
+        "requestBody": {"required": True, "content": _json(request)},
+        "responses": {
+            "200": {
+                "description": "The reply; with `stream`, one chunk an event, then `[DONE]`.",
+                "headers": {
+                    header: {"schema": {"type": "string"}}
+                    for header in ("x-request-id", "x-served-version", "x-served-label")
+                },
+                "content": {
+                    **_json(reply),
+                    "text/event-stream": {"schema": {"$ref": REF.format(chunk.__name__)}},
+                },
+            },
+            **{
+                str(status): _error(description)
+                for status, description in {
+                    400: "A field is wrong, unknown, or beyond what the engine can do.",
+                    404: "No such model.",
+                    413: "The body is too large.",
+                    415: "The body is not JSON.",
+                    500: "A defect of the service.",
+                    502: "The engine failed.",
+                    503: "Loading, overloaded or stopping; see Retry-After.",
+                    504: "The engine was silent for too long.",
+                }.items()
+            },
+        },
+    }
+
+
+def _reading(name: str, reply: type) -> dict[str, Any]:
+    return {
+        "operationId": name,
+        "responses": {
+            "200": {"description": "The reply.", "content": _json(reply)},
+            "404": _error("No such model."),
+        },
+    }
+
+
+def _json(schema: type) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": REF.format(schema.__name__)}}}
+
+
+def _error(description: str) -> dict[str, Any]:
+    return {"description": description, "content": _json(ErrorReply)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(document(), indent=2, sort_keys=True))

@@ -1,0 +1,88 @@
+"""The request fields that chat and text completions share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
+Tokens = Annotated[int, Field(ge=1, strict=True)]
+
+
+class StreamOptions(BaseModel):
+    """`include_usage` asks for one last event before `[DONE]` that carries the token counts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+
+
+class Request(BaseModel):
+    """What any generation request may say. A field left out leaves the choice to the model.
+
+    Fields named in `CAPABILITIES` need an engine that has them: asked of one that has not, the
+    request is refused, unless the value is the one that changes nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    #: capability -> the value that asks for nothing
+    CAPABILITIES: ClassVar[dict[str, Any]] = {
+        "n": 1,
+        "temperature": None,
+        "top_p": 1,
+        "top_k": 0,
+        "min_p": 0,
+        "seed": None,
+        "stop": None,
+        "presence_penalty": 0,
+        "frequency_penalty": 0,
+        "repetition_penalty": 1,
+    }
+
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    n: Annotated[int, Field(ge=1, le=16, strict=True)] = 1
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, strict=True)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _one_shape_of_stop(cls, value: str | list[str] | None) -> list[str] | None:
+        return [value] if isinstance(value, str) else value or None
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop texts, whichever shape the client used."""
+        return list(self.stop) if self.stop else []
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def token_limit(self) -> int | None:
+        """The most tokens to generate, if the client said one."""
+        return None
+
+    #: The field that holds what the client wrote, for errors about its length.
+    INPUT_FIELD: ClassVar[str]
+
+    def asked(self) -> dict[str, Any]:
+        """The capabilities this request really uses, with their values."""
+        asked = {}
+        for name, nothing in self.CAPABILITIES.items():
+            value = getattr(self, name)
+            if value is not None and value != nothing:
+                asked[name] = value
+        return asked

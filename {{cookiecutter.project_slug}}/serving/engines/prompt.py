@@ -1,0 +1,84 @@
+"""Counting a prompt's tokens as the model will see them, for engines that do not check by themselves.
+
+The chat template is rendered as `transformers` renders it: Jinja in a sandbox, with the variables
+and functions its documentation on chat templates names.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from serving.contract.errors import invalid
+
+
+class PromptCounter:
+    """Counts tokens with the tokenizer and chat template of one model folder."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self._dir = model_dir
+        self._tokenizer: Tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+
+    def text(self, prompt: str) -> int:
+        return len(self._tokenizer.encode(prompt).ids)
+
+    def chat(self, messages: list[dict[str, str]]) -> int:
+        """Raises `ApiError` when the template refuses the conversation (two users in a row, say)."""
+        if self._template is None:
+            raise invalid("The model has no chat template; use /v1/completions.", "messages")
+        try:
+            rendered = self._template.render(
+                messages=messages, add_generation_prompt=True, **self._special_tokens
+            )
+        except TemplateError as error:
+            raise invalid(
+                f"The model's chat template refuses the conversation: {error}", "messages"
+            ) from None
+        return len(self._tokenizer.encode(rendered, add_special_tokens=False).ids)
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        path = self._dir / "tokenizer_config.json"
+        config: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        return config
+
+    @cached_property
+    def _special_tokens(self) -> dict[str, str]:
+        tokens = {}
+        for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+            value = self._config.get(name)
+            if value is not None:
+                tokens[name] = value["content"] if isinstance(value, dict) else value
+        return tokens
+
+    @cached_property
+    def _template(self) -> Template | None:
+        file = self._dir / "chat_template.jinja"
+        source = file.read_text("utf-8") if file.is_file() else self._config.get("chat_template")
+        if isinstance(source, list):  # several named templates: the one for plain chat
+            source = next((t["template"] for t in source if t["name"] == "default"), None)
+        if not source:
+            return None
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        environment.filters["tojson"] = _tojson
+        return environment.from_string(source)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)

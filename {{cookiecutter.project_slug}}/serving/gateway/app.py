@@ -1,0 +1,103 @@
+"""The ASGI application that BentoML mounts: routes, and one error envelope for all of them."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from serving.contract.errors import ApiError
+from serving.contract.models import Model, ModelList
+from serving.contract.openapi import document
+from serving.gateway.http import request_id
+from serving.gateway.inference import CHAT, COMPLETIONS, Inference
+from serving.runtime.routing import Router, Target
+from serving.runtime.shutdown import Shutdown
+from serving.settings import Settings
+
+
+def create_app(settings: Settings, router: Router, shutdown: Shutdown) -> Starlette:
+    """The application over a router whose snapshots say what is served."""
+    models = Models(router, settings.service.name)
+    openapi = msgspec.json.encode(document())
+
+    async def describe(_: Request) -> Response:
+        return Response(openapi, media_type="application/json")
+
+    return Starlette(
+        routes=[
+            Route(
+                "/v1/chat/completions",
+                Inference(CHAT, settings, router, shutdown),
+                methods=["POST"],
+            ),
+            Route(
+                "/v1/completions",
+                Inference(COMPLETIONS, settings, router, shutdown),
+                methods=["POST"],
+            ),
+            Route("/v1/models", models.list, methods=["GET"]),
+            Route("/v1/models/{model}", models.get, methods=["GET"]),
+            Route("/openapi.json", describe, methods=["GET"]),
+        ],
+        exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
+    )
+
+
+class Models:
+    """`GET /v1/models` and `GET /v1/models/{model}`, from the snapshot."""
+
+    def __init__(self, router: Router, owner: str) -> None:
+        self._router = router
+        self._owner = owner
+
+    async def list(self, request: Request) -> Response:
+        targets = self._router.snapshot.targets.values()
+        return _json(request, ModelList([self._model(t.name, t) for t in targets]))
+
+    async def get(self, request: Request) -> Response:
+        address = request.path_params["model"]
+        return _json(request, self._model(address, self._router.snapshot.find(address)))
+
+    def _model(self, address: str, target: Target) -> Model:
+        return Model(address, int(target.created.timestamp()), self._owner)
+
+
+def _json(request: Request, content: msgspec.Struct) -> Response:
+    return Response(
+        msgspec.json.encode(content),
+        media_type="application/json",
+        headers={"x-request-id": request_id(request.scope)},
+    )
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return Response(
+        error.body(),
+        error.status,
+        media_type="application/json",
+        headers={"x-request-id": request_id(request.scope), **error.headers},
+    )
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What Starlette's router refuses: no such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    path, method = request.url.path, request.method
+    if error.status_code == 405:
+        message = f"{path} does not take {method}."
+        own = ApiError(405, "method_not_allowed", message, headers=error.headers)
+    elif error.status_code == 404:
+        own = ApiError(404, "not_found", f"There is no {path}; /openapi.json lists what there is.")
+    else:
+        own = ApiError(error.status_code, "http_error", error.detail, headers=error.headers)
+    return await _api_error(request, own)
+
+
+async def _bug(request: Request, _: Exception) -> Response:
+    """Starlette raises the exception again after this reply, so that the log has its traceback."""
+    return await _api_error(request, ApiError(500, "internal_error", "The service failed."))

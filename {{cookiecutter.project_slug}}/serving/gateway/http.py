@@ -1,0 +1,107 @@
+"""The HTTP side of a request: reading its body within bounds, writing its reply in one of two ways."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from starlette.types import Receive, Scope, Send
+
+from serving.contract import sse
+from serving.contract.errors import ApiError, invalid
+from serving.runtime.wire import ClientGone
+
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The request's body. Raises `ApiError` for another content type than JSON (415) and for more
+    than `limit` bytes (413)."""
+    headers = dict(scope["headers"])
+    content_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if content_type != b"application/json":
+        raise ApiError(
+            415, "unsupported_media_type", "Send the body as content-type: application/json."
+        )
+    too_large = ApiError(413, "body_too_large", f"The body may have {limit} bytes at most.")
+    declared = headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise too_large
+        parts.append(part)
+        if not message.get("more_body", False):
+            break
+    body = b"".join(parts)
+    if not body:
+        raise invalid("The body is empty; send a JSON object.", code="invalid_json")
+    return body
+
+
+def request_id(scope: Scope) -> str:
+    """The client's `x-request-id` if it is one, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given: str = value.decode("latin-1")
+            if _REQUEST_ID.match(given):
+                return given
+    return uuid.uuid4().hex
+
+
+class Responder:
+    """Writes one reply: JSON at once, or a stream of events. `started` tells whether bytes went out,
+    after which an error can only be an event."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.request_id = request_id(scope)
+        self.started = False
+        self._send = send
+        self._headers = [(b"x-request-id", self.request_id.encode())]
+
+    def served_by(self, version: str, label: str) -> None:
+        """Names the version and label that answer, in the reply's headers."""
+        self._headers = [
+            (b"x-request-id", self.request_id.encode()),
+            (b"x-served-version", version.encode()),
+            (b"x-served-label", label.encode()),
+        ]
+
+    async def json(self, body: bytes, status: int = 200) -> None:
+        length = (b"content-length", str(len(body)).encode())
+        await self._start(status, [(b"content-type", b"application/json"), length])
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def stream(self, events: bytes, *, last: bool = False) -> None:
+        """Writes events, after the head if they are the first."""
+        if not self.started:
+            await self._start(
+                200,
+                [
+                    (b"content-type", b"text/event-stream; charset=utf-8"),
+                    (b"cache-control", b"no-cache"),
+                    (b"x-accel-buffering", b"no"),  # nginx would hold events back otherwise
+                ],
+            )
+        await self._send({"type": "http.response.body", "body": events, "more_body": not last})
+
+    async def error(self, error: ApiError) -> None:
+        """The envelope, or as the last event of a stream that has begun."""
+        if self.started:
+            await self.stream(sse.error_event(error), last=True)
+            return
+        self._headers += [(k.encode(), v.encode()) for k, v in error.headers.items()]
+        await self.json(error.body(), error.status)
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        await self._send(
+            {"type": "http.response.start", "status": status, "headers": self._headers + headers}
+        )

@@ -1,0 +1,198 @@
+"""One request, from the client's bytes to the last byte of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
+
+from serving.contract import sse
+from serving.contract.chat import ChatReply, ChatRequest
+from serving.contract.completions import CompletionReply, CompletionRequest
+from serving.contract.errors import (
+    ApiError,
+    engine_error,
+    from_validation,
+    shutting_down,
+    timed_out,
+    unsupported,
+)
+from serving.contract.reply import Reply
+from serving.engines.base import Engine, EngineCall
+from serving.gateway.http import Responder, read_body
+from serving.runtime.routing import Route, Router
+from serving.runtime.shutdown import Shutdown
+from serving.runtime.stream import EngineStream
+from serving.runtime.wire import ClientGone, EngineGone
+from serving.settings import Settings, Timeouts
+
+log = logging.getLogger("bentoml.serving")
+
+GenerationRequest = ChatRequest | CompletionRequest
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What differs between the generation endpoints: the shapes of request and reply."""
+
+    request: type[ChatRequest] | type[CompletionRequest]
+    reply: type[Reply]
+
+
+CHAT = Endpoint(ChatRequest, ChatReply)
+COMPLETIONS = Endpoint(CompletionRequest, CompletionReply)
+
+
+class Inference:
+    """The ASGI application of one generation endpoint."""
+
+    def __init__(
+        self, endpoint: Endpoint, settings: Settings, router: Router, shutdown: Shutdown
+    ) -> None:
+        self._endpoint = endpoint
+        self._timeouts = settings.timeouts
+        self._max_body = settings.limits.max_body_bytes
+        self._router = router
+        self._shutdown = shutdown
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The life of a request: read, validated, routed, relayed; its slot freed however it ends.
+
+        Keys (`auth.py`) will name the caller and limits (`limits.py`) reserve for it right after
+        validation, and settle where the slot is freed.
+        """
+        responder = Responder(scope, send)
+        watch = ClientWatch(receive)
+        try:
+            request = self._parse(await read_body(scope, receive, self._max_body))
+            with self._shutdown.request(), watch:
+                await self._answer(request, responder)
+        except ApiError as error:
+            await responder.error(error)
+        except ClientGone:
+            log.info("%s: the client left before it had sent all", responder.request_id)
+        except asyncio.CancelledError:
+            # Two of those who cancel are ours; everybody else means the whole task.
+            if watch.left:
+                log.info("%s: the client left, generation stopped", responder.request_id)
+            elif self._shutdown.cutting:
+                await responder.error(shutting_down())
+            else:
+                raise
+
+    def _parse(self, body: bytes) -> GenerationRequest:
+        try:
+            return self._endpoint.request.model_validate_json(body)
+        except ValidationError as error:
+            raise from_validation(error, self._endpoint.request) from None
+
+    async def _answer(self, request: GenerationRequest, responder: Responder) -> None:
+        """Relays one replica's answer, or another's when the first died before a byte was sent."""
+        route = await self._router.route(request.model)
+        try:
+            await self._relay(request, route, responder)
+        except EngineGone as gone:
+            log.warning("%s: %s: %s", responder.request_id, route.target.tag, gone)
+            if responder.started:
+                raise engine_error() from None
+            other = await self._router.route(request.model)
+            if other.replica is route.replica:
+                raise engine_error() from None
+            try:
+                await self._relay(request, other, responder)
+            except EngineGone:
+                raise engine_error() from None
+
+    async def _relay(
+        self, request: GenerationRequest, route: Route, responder: Responder
+    ) -> None:
+        engine = route.replica.engine
+        responder.served_by(route.target.tag, route.label)
+        call = _encode(engine, request)
+        reply = self._endpoint.reply(
+            request.model,
+            route.target.tag,
+            n=request.n,
+            stream=request.stream,
+            usage=request.include_usage,
+        )
+        stream = EngineStream(
+            engine, route.replica.wire, call, request.stops, request.INPUT_FIELD
+        )
+        silence = Silence(self._timeouts)
+        route.replica.in_flight += 1
+        try:
+            while not stream.complete:
+                events = await stream.next(self._timeouts.keepalive)
+                if events is None:
+                    silence.check()
+                    if request.stream:
+                        await responder.stream(sse.KEEPALIVE)
+                elif events:
+                    silence.broken()
+                    data = reply.feed(events)
+                    if data:
+                        await responder.stream(data)
+        finally:
+            route.replica.in_flight -= 1
+            await stream.close()
+        if request.stream:
+            await responder.stream(reply.end(), last=True)
+        else:
+            await responder.json(reply.whole())
+
+
+def _encode(engine: Engine, request: GenerationRequest) -> EngineCall:
+    for capability in request.asked():
+        if capability not in engine.capabilities:
+            raise unsupported(capability, request.model)
+    if isinstance(request, ChatRequest):
+        return engine.chat(request)
+    return engine.completion(request)
+
+
+class Silence:
+    """How long the engine has said nothing, against what it may."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._limit = timeouts.first_token
+        self._stall = timeouts.stall
+        self._time = asyncio.get_running_loop().time
+        self._since = self._time()
+
+    def broken(self) -> None:
+        self._limit = self._stall
+        self._since = self._time()
+
+    def check(self) -> None:
+        """Raises `ApiError` (504) when it has been too long."""
+        if self._time() - self._since >= self._limit:
+            raise timed_out(f"The engine said nothing for {self._limit:g} s; ask again.")
+
+
+class ClientWatch:
+    """Cancels the task it was entered in when the client leaves. `left` tells that it did."""
+
+    def __init__(self, receive: Receive) -> None:
+        self.left = False
+        self._receive = receive
+        self._request: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        self._request = asyncio.current_task()
+        self._watcher = asyncio.ensure_future(self._watch())
+
+    def __exit__(self, *_: object) -> None:
+        assert self._watcher is not None
+        self._watcher.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.left = True
+        assert self._request is not None
+        self._request.cancel()

@@ -1,0 +1,90 @@
+"""One engine process as the gateway sees it: started, watched, stopped. See `guard.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.runtime import guard
+
+LOG_BYTES = 20 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How an engine ended: its exit status (negative: the signal) and its last lines of output."""
+
+    code: int
+    tail: list[str]
+
+    def __str__(self) -> str:
+        how = f"killed by signal {-self.code}" if self.code < 0 else f"exit status {self.code}"
+        return "\n    ".join([how, *self.tail[-15:]])
+
+
+class EngineProcess:
+    """A running engine. `exited` is done as soon as the process is gone, whoever ended it."""
+
+    def __init__(self, guard_process: asyncio.subprocess.Process) -> None:
+        self._guard = guard_process
+        self.pid: int | None = None
+        self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._watcher = asyncio.ensure_future(self._watch())
+
+    @classmethod
+    async def start(
+        cls,
+        command: list[str],
+        environment: dict[str, str],
+        *,
+        log: Path,
+        secret: str,
+        stop_seconds: float,
+    ) -> EngineProcess:
+        """Starts `command` under a guard. `secret` is blotted out of the log."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            "-S",
+            guard.__file__,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, **environment},
+            start_new_session=True,  # a terminal's Ctrl-C is for the gateway
+        )
+        order = {
+            "command": command,
+            "log": str(log),
+            "log_bytes": LOG_BYTES,
+            "secret": secret,
+            "stop_seconds": stop_seconds,
+        }
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        return cls(process)
+
+    async def stop(self) -> None:
+        """SIGTERM, after `stop_seconds` SIGKILL; returns when the process is gone."""
+        assert self._guard.stdin is not None
+        with contextlib.suppress(OSError):
+            self._guard.stdin.write(b"stop\n")
+            await self._guard.stdin.drain()
+        await asyncio.shield(self.exited)
+
+    async def _watch(self) -> None:
+        exit_ = Exit(-9, ["the engine's guard process was killed"])
+        assert self._guard.stdout is not None
+        async for line in self._guard.stdout:
+            message = json.loads(line)
+            if "pid" in message:
+                self.pid = message["pid"]
+            else:
+                exit_ = Exit(message["exit"], message["tail"])
+        await self._guard.wait()
+        self.exited.set_result(exit_)

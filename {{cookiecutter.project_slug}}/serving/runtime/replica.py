@@ -1,0 +1,190 @@
+"""One running engine that serves one version: from process start to warm, to drained, to gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+from serving.engines import create_engine
+from serving.engines.base import Launch
+from serving.runtime.process import EngineProcess
+from serving.runtime.store import Version
+from serving.runtime.warmup import WarmupClient, WarmupFailed, load_hook, warm_up
+from serving.runtime.wire import EngineGone, Wire
+from serving.settings import Settings
+
+log = logging.getLogger("bentoml.serving")
+
+HOST = "127.0.0.1"
+HEALTH_EVERY = 1.0  # seconds
+#: Silent health checks in a row after which a replica counts as hung.
+HEALTH_STRIKES = 3
+
+
+class State(enum.StrEnum):
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    WARMING = "warming"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class ReplicaDied(Exception):
+    """The replica did not become ready, or stopped being so. The message says why."""
+
+
+class Replica:
+    """A replica of `version`. Used once: a restart makes a new one.
+
+    `in_flight` counts the requests it is answering now.
+    """
+
+    def __init__(self, settings: Settings, version: Version, hooks: Path) -> None:
+        self.version = version
+        self.engine = create_engine(settings.engine_of(version.name), version.path)
+        self.state = State.UNLOADED
+        self.in_flight = 0
+        self.wire = Wire(HOST, 0, {})
+        self._settings = settings
+        self._hooks = hooks
+        self._process: EngineProcess | None = None
+        self._folder: Path | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Start the process, wait until it is healthy, warm it up. Raises `ReplicaDied`."""
+        began = time.monotonic()
+        self.state = State.LOADING
+        await self._launch()
+        await self._until_healthy()
+        healthy = time.monotonic()
+        model = self._settings.models[self.version.name]
+        if model.load == "prewarm":
+            self.state = State.WARMING
+            await self._warm_up()
+        self.state = State.READY
+        log.info(
+            "%s is ready on %s (engine healthy after %.1f s, warm-up %.1f s)",
+            self.version.tag,
+            self.engine.name,
+            healthy - began,
+            time.monotonic() - healthy,
+        )
+
+    async def until_dead(self) -> str:
+        """Returns why, once the engine is gone, says that it is unwell, or hangs."""
+        strikes = 0
+        process = self._running
+        while not process.exited.done():
+            await asyncio.wait({process.exited}, timeout=HEALTH_EVERY)
+            if process.exited.done():
+                break
+            try:
+                status, _ = await self.wire.get(
+                    self.engine.health_path, timeout=self._settings.timeouts.health
+                )
+            except EngineGone:
+                # It may be about to exit, or out of sockets: the exit says more, so wait for it.
+                strikes += 1
+            except TimeoutError:
+                strikes += 1
+            else:
+                if status != 200:
+                    return f"its health check answers {status}"
+                strikes = 0
+            if strikes >= HEALTH_STRIKES:
+                return f"it did not answer {strikes} health checks in a row"
+        return f"the engine ended by itself: {process.exited.result()}"
+
+    async def stop(self) -> None:
+        """Ends the engine, gently first. Requests still running on it break."""
+        self.state = State.STOPPED
+        self.wire.close()
+        if self._process is not None:
+            await self._process.stop()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _launch(self) -> None:
+        if not os.access(self.engine.program, os.X_OK):
+            raise ReplicaDied(not_installed(self.engine.name, self.engine.program))
+        self._folder = Path(tempfile.mkdtemp(prefix="serving-"))
+        launch = Launch(HOST, _free_port(), secrets.token_urlsafe(32), self._folder)
+        headers = {"authorization": f"Bearer {launch.key}"} if self.engine.takes_key else {}
+        self.wire = Wire(HOST, launch.port, headers)
+        try:
+            self.engine.prepare(launch)
+            self._process = await EngineProcess.start(
+                self.engine.command(launch),
+                {**self.engine.settings.env, **self.engine.environment(launch)},
+                log=self.log_file,
+                secret=launch.key,
+                stop_seconds=self._settings.timeouts.stop,
+            )
+        except OSError as error:
+            raise ReplicaDied(f"the engine could not be started: {error}") from None
+
+    @property
+    def log_file(self) -> Path:
+        name = f"{self.version.name}-{self.version.number}.log"
+        return self._settings.service.state / "logs" / name
+
+    @property
+    def _running(self) -> EngineProcess:
+        assert self._process is not None
+        return self._process
+
+    async def _until_healthy(self) -> None:
+        limit = self._settings.timeouts.start
+        deadline = time.monotonic() + limit
+        process = self._running
+        while time.monotonic() < deadline:
+            if process.exited.done():
+                raise ReplicaDied(f"the engine did not start: {process.exited.result()}")
+            with contextlib.suppress(EngineGone, TimeoutError):
+                status, _ = await self.wire.get(self.engine.health_path, timeout=5)
+                if status == 200:
+                    return
+            await asyncio.wait({process.exited}, timeout=0.2)
+        raise ReplicaDied(f"the engine was not healthy after {limit:g} s; see {self.log_file}")
+
+    async def _warm_up(self) -> None:
+        timeouts = self._settings.timeouts
+        client = WarmupClient(
+            self.version.tag, self.engine, self.wire, patience=timeouts.warmup
+        )
+        try:
+            async with asyncio.timeout(timeouts.warmup):
+                settings = self._settings.models[self.version.name].warmup
+                await warm_up(client, settings, load_hook(self._hooks))
+        except WarmupFailed as error:
+            raise ReplicaDied(f"{error}; see {self.log_file}") from None
+        except TimeoutError:
+            raise ReplicaDied(f"its warm-up took over {timeouts.warmup:g} s") from None
+
+
+def not_installed(engine: str, program: Path) -> str:
+    return f"the engine {engine} is not installed ({program} is missing); run `make install`"
+
+
+def _free_port() -> int:
+    """A port nobody has now. Should somebody take it first, the engine exits and is started again
+    on another one."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,104 @@
+"""Which replica answers a model address: `chat`, `chat@production` or `chat:3`.
+
+The reconciler publishes an immutable snapshot; request handlers read it without a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from serving.contract.errors import ApiError, model_failed, model_loading, model_not_found
+from serving.runtime.replica import Replica, State
+
+PRODUCTION = "production"
+
+_ADDRESS = re.compile(r"^(?P<name>[^:@]+)(?::(?P<number>[1-9]\d*)|@(?P<label>[^:@]+))?$")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A version that is to be served, and the replica that serves it now, if any.
+
+    `load` asks for it to be loaded; only lazy models wait for that.
+    """
+
+    name: str
+    number: int
+    created: datetime
+    state: State
+    replica: Replica | None
+    load: Callable[[], None]
+
+    @property
+    def tag(self) -> str:
+        return f"{self.name}:{self.number}"
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where one request goes, and how the reply names it."""
+
+    target: Target
+    replica: Replica
+    label: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is served, by model name."""
+
+    targets: Mapping[str, Target] = field(default_factory=dict)
+
+    def find(self, address: str) -> Target:
+        """Raises `ApiError` (404) for an address that names nothing served."""
+        parts = _ADDRESS.match(address)
+        target = self.targets.get(parts["name"]) if parts else None
+        if parts is None or target is None:
+            raise model_not_found(address)
+        if parts["number"] is not None and int(parts["number"]) != target.number:
+            raise model_not_found(address)
+        if parts["label"] is not None and parts["label"] != PRODUCTION:
+            raise model_not_found(address)
+        return target
+
+
+class Router:
+    """Holds the newest snapshot."""
+
+    def __init__(self, patience: float) -> None:
+        self.snapshot = Snapshot()
+        self._patience = patience  # seconds a request waits for a lazy model
+        self._published = asyncio.Event()
+
+    def publish(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        published, self._published = self._published, asyncio.Event()
+        published.set()
+
+    async def route(self, address: str) -> Route:
+        """Raises `ApiError`: 404 for an unknown address, 503 when nothing can answer it now."""
+        target = self.snapshot.find(address)
+        if target.replica is None and target.state == State.UNLOADED:
+            target.load()
+            target = await self._loaded(address)
+        if target.replica is None:
+            raise self._unavailable(address, target.state)
+        return Route(target, target.replica, PRODUCTION)
+
+    async def _loaded(self, address: str) -> Target:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._patience):
+                while (target := self.snapshot.find(address)).replica is None:
+                    if target.state == State.FAILED:
+                        break
+                    await self._published.wait()
+        return self.snapshot.find(address)
+
+    @staticmethod
+    def _unavailable(address: str, state: State) -> ApiError:
+        return model_failed(address) if state == State.FAILED else model_loading(address)
