@@ -79,7 +79,9 @@ def list_models(name: Annotated[str | None, typer.Argument()] = None) -> None:
 def show_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> None:
     """Show one version's files with their SHA-256."""
     version = _get(ModelStore(), tag)
-    console.print(f"[bold]{version.tag}[/bold] from {version.source}\n{version.path}", soft_wrap=True)
+    console.print(
+        f"[bold]{version.tag}[/bold] from {version.source}\n{version.path}", soft_wrap=True
+    )
     table = Table("file", "size", "sha256", box=None, pad_edge=False)
     for file in version.files:
         table.add_row(file.path, decimal(file.size), file.sha256)
@@ -109,7 +111,9 @@ def delete_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> Non
 def _get(store: ModelStore, tag: str) -> Version:
     name, _, number = tag.partition(":")
     if not number.isdecimal():
-        raise StoreError(f"{tag!r} is not a version; write NAME:NUMBER, as `serving models list` does.")
+        raise StoreError(
+            f"{tag!r} is not a version; write NAME:NUMBER, as `serving models list` does."
+        )
     return store.get(name, int(number))
 
 

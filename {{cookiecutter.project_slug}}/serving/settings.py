@@ -19,7 +19,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=63)]
 
 
 class SettingsError(Exception):
-    """serving.yaml cannot be used. The message names the file, the key and what to write instead."""
+    """serving.yaml cannot be used. The message names the file, the key and what to write."""
 
 
 class Section(BaseModel):
@@ -113,10 +113,14 @@ class ModelSection(Section):
 
 
 class Timeouts(Section):
-    """Seconds. `start`: process start to healthy; `warmup`: all of it; `first_token` and `stall`:
-    the longest silence before and within an answer; `keepalive`: an SSE comment after so much
-    silence; `health`: the longest wait for the engine's health answer; `lazy`: how long a request waits for a lazy model to load; `drain`: how long running
-    answers may go on after a stop was asked; `stop`: from an engine's SIGTERM to its SIGKILL."""
+    """Seconds.
+
+    `start`: from an engine's process start to its first healthy answer. `warmup`: all of it.
+    `first_token` and `stall`: the longest silence before and within an answer. `keepalive`: an SSE
+    comment after so much silence. `health`: the longest wait for the engine's health answer.
+    `lazy`: how long a request waits for a lazy model to load. `drain`: how long running answers may
+    go on after a stop was asked. `stop`: from an engine's SIGTERM to its SIGKILL.
+    """
 
     start: Seconds = 600
     warmup: Seconds = 300

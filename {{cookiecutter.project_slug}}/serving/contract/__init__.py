@@ -1,1 +1,1 @@
-"""What clients depend on: requests, replies, stream events and errors. No engine's name appears here."""
+"""What clients depend on: requests, replies, stream events, errors. No engine's name is here."""

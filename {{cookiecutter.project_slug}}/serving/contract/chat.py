@@ -116,7 +116,7 @@ class ChatChunkChoice(msgspec.Struct):
 
 
 class ChatChunk(msgspec.Struct):
-    """One event of a stream. `usage` stands in the last one only, and only when it was asked for."""
+    """One event of a stream. `usage` stands in the last one, and only when it was asked for."""
 
     id: str
     created: int

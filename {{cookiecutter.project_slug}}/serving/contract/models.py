@@ -8,7 +8,7 @@ import msgspec
 
 
 class Model(msgspec.Struct):
-    """A model a client may name. `created` is the import time of the serving version, Unix seconds."""
+    """A model a client may name. `created`: when its serving version was imported, Unix seconds."""
 
     id: str
     created: int

@@ -66,7 +66,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def program(self) -> Path:
-        """The executable in the engine's environment; its absence means that it is not installed."""
+        """The executable in the engine's environment; without it, the engine is not installed."""
 
     @abstractmethod
     def command(self, launch: Launch) -> list[str]:

@@ -1,4 +1,4 @@
-"""Counting a prompt's tokens as the model will see them, for engines that do not check by themselves.
+"""Counting a prompt's tokens as the model will see them, for engines that do not check it.
 
 The chat template is rendered as `transformers` renders it: Jinja in a sandbox, with the variables
 and functions its documentation on chat templates names.
@@ -31,7 +31,7 @@ class PromptCounter:
         return len(self._tokenizer.encode(prompt).ids)
 
     def chat(self, messages: list[dict[str, str]]) -> int:
-        """Raises `ApiError` when the template refuses the conversation (two users in a row, say)."""
+        """Raises `ApiError` when the template refuses the messages (two users in a row, say)."""
         if self._template is None:
             raise invalid("The model has no chat template; use /v1/completions.", "messages")
         try:

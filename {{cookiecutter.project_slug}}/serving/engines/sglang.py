@@ -1,8 +1,8 @@
 """SGLang's OpenAI server (`python -m sglang.launch_server`), checked against 0.5.21.
 
-Its dialect adds `metadata` and `matched_stop` to events; the contract's decoder skips them. It reads
-its API key from the command line or from a `--config` file; the command line can be read by every
-user of the machine, so the key goes into a file only this user can read.
+Its dialect adds `metadata` and `matched_stop` to events; the contract's decoder skips them. It
+reads its API key from the command line or from a `--config` file; the command line can be read by
+every user of the machine, so the key goes into a file only this user can read.
 """
 
 from __future__ import annotations

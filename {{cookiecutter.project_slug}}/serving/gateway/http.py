@@ -1,4 +1,4 @@
-"""The HTTP side of a request: reading its body within bounds, writing its reply in one of two ways."""
+"""The HTTP side of a request: its body read within bounds, its reply written in one of two ways."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def request_id(scope: Scope) -> str:
 
 
 class Responder:
-    """Writes one reply: JSON at once, or a stream of events. `started` tells whether bytes went out,
-    after which an error can only be an event."""
+    """Writes one reply: JSON at once, or a stream of events. `started` tells whether bytes went
+    out, after which an error can only be an event."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.request_id = request_id(scope)

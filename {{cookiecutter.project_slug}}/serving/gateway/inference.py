@@ -106,9 +106,7 @@ class Inference:
             except EngineGone:
                 raise engine_error() from None
 
-    async def _relay(
-        self, request: GenerationRequest, route: Route, responder: Responder
-    ) -> None:
+    async def _relay(self, request: GenerationRequest, route: Route, responder: Responder) -> None:
         engine = route.replica.engine
         responder.served_by(route.target.tag, route.label)
         call = _encode(engine, request)
@@ -119,9 +117,7 @@ class Inference:
             stream=request.stream,
             usage=request.include_usage,
         )
-        stream = EngineStream(
-            engine, route.replica.wire, call, request.stops, request.INPUT_FIELD
-        )
+        stream = EngineStream(engine, route.replica.wire, call, request.stops, request.INPUT_FIELD)
         silence = Silence(self._timeouts)
         route.replica.in_flight += 1
         try:

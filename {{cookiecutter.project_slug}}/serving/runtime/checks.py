@@ -118,8 +118,8 @@ def _blocks(path: Path, size: int = 4 * 1024 * 1024) -> Iterator[bytes]:
 
 
 class VerifiedCache:
-    """Remembers which files were verified, by size and modification time, so that a restart does not
-    hash tens of gigabytes again. Losing it costs time, nothing else."""
+    """Remembers which files were verified, by size and modification time, so that a restart does
+    not hash tens of gigabytes again. Losing it costs time, nothing else."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,10 +1,10 @@
-"""The parent of one engine process: started by the gateway, it outlives the gateway by milliseconds.
+"""The parent of one engine process: started by the gateway, outliving it by milliseconds.
 
 Why a process between the two: BentoML's process manager sends SIGTERM to all children of a worker,
 and an engine that got it would cut its streams while the gateway still drains them. The guard
 swallows those signals. It holds the reading end of a pipe whose other end lives in the gateway:
-however the gateway ends, SIGKILL included, the pipe ends too, and the guard kills the engine's whole
-process group. And if the guard itself is killed, Linux kills the engine (parent-death signal).
+however the gateway ends, SIGKILL included, the pipe ends too, and the guard kills the engine's
+whole process group. If the guard itself is killed, Linux kills the engine (parent-death signal).
 
 It also writes the engine's output to a rotated log, with the launch key blotted out.
 
@@ -37,7 +37,8 @@ def main() -> None:
 
 
 class Guard:
-    """Runs one engine. `order` holds `command`, `log`, `log_bytes`, `secret` and `stop_seconds`."""
+    """Runs one engine. `order` holds `command`, `log`, `log_bytes`, `secret`, `stop_seconds`, and
+    `noise`: lines of output with this text in them are not worth keeping."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         self.order = order
@@ -124,7 +125,7 @@ class Guard:
             text = line.decode("utf-8", "replace").rstrip("\r")
             if self.order["secret"]:
                 text = text.replace(self.order["secret"], "***")
-            if text:
+            if text and self.order["noise"] not in text:
                 self.tail.append(text[:2000])
                 self.log.warning("%s", text)
 

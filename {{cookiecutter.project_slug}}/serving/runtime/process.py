@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import sys
@@ -44,9 +43,11 @@ class EngineProcess:
         *,
         log: Path,
         secret: str,
+        noise: str,
         stop_seconds: float,
     ) -> EngineProcess:
-        """Starts `command` under a guard. `secret` is blotted out of the log."""
+        """Starts `command` under a guard. `secret` is blotted out of the log, lines with `noise` in
+        them are left out."""
         log.parent.mkdir(parents=True, exist_ok=True)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -63,6 +64,7 @@ class EngineProcess:
             "log": str(log),
             "log_bytes": LOG_BYTES,
             "secret": secret,
+            "noise": noise,
             "stop_seconds": stop_seconds,
         }
         assert process.stdin is not None
@@ -72,9 +74,8 @@ class EngineProcess:
     async def stop(self) -> None:
         """SIGTERM, after `stop_seconds` SIGKILL; returns when the process is gone."""
         assert self._guard.stdin is not None
-        with contextlib.suppress(OSError):
+        if not self.exited.done():
             self._guard.stdin.write(b"stop\n")
-            await self._guard.stdin.drain()
         await asyncio.shield(self.exited)
 
     async def _watch(self) -> None:

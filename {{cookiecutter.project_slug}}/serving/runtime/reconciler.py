@@ -127,9 +127,7 @@ class Keeper:
         """This version as the snapshot shows it."""
         ready = self._replica if self.state == State.READY else None
         version = self.version
-        return Target(
-            version.name, version.number, version.created, self.state, ready, self._want
-        )
+        return Target(version.name, version.number, version.created, self.state, ready, self._want)
 
     async def run(self) -> None:
         """Starts the replica, and starts it again, until it is cancelled or a crash loop."""

@@ -133,6 +133,8 @@ class Replica:
                 {**self.engine.settings.env, **self.engine.environment(launch)},
                 log=self.log_file,
                 secret=launch.key,
+                # Engines log each of our health checks, 86,400 a day.
+                noise=f"GET {self.engine.health_path} HTTP",
                 stop_seconds=self._settings.timeouts.stop,
             )
         except OSError as error:
@@ -164,9 +166,7 @@ class Replica:
 
     async def _warm_up(self) -> None:
         timeouts = self._settings.timeouts
-        client = WarmupClient(
-            self.version.tag, self.engine, self.wire, patience=timeouts.warmup
-        )
+        client = WarmupClient(self.version.tag, self.engine, self.wire, patience=timeouts.warmup)
         try:
             async with asyncio.timeout(timeouts.warmup):
                 settings = self._settings.models[self.version.name].warmup

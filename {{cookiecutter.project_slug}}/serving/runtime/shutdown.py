@@ -30,8 +30,8 @@ LAST_WORDS = 2.0
 class Shutdown:
     """Counts the requests under way and holds a stop back until they are done.
 
-    `limit` is the seconds they get. `started` tells that the stop has begun, `cutting` that the time
-    is up: the tasks of the requests that still run are then cancelled.
+    `limit` is the seconds they get. `started` tells that the stop has begun, `cutting` that the
+    time is up: the tasks of the requests that still run are then cancelled.
     """
 
     def __init__(self, limit: float) -> None:

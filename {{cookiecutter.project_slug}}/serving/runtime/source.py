@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, the demo model, or a Hugging Face repository at one commit."""
+"""Where a model comes from: a folder, the demo, or a Hugging Face repository at one commit."""
 
 from __future__ import annotations
 

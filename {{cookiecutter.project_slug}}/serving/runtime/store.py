@@ -149,8 +149,9 @@ class ModelStore:
     ) -> Version:
         """Imports the model folder `source` as the next version of `name`.
 
-        `described` is kept as the version's source; `advance` is told the bytes done. Raises `ModelRefused` or `StoreError`; whatever
-        happens, the store holds the whole version or nothing of it.
+        `described` is kept as the version's source; `advance` is told the bytes done. Raises
+        `ModelRefused` or `StoreError`; whatever happens, the store holds the whole version or
+        nothing of it.
         """
         with self.staging() as staging:
             folder = staging / "model"

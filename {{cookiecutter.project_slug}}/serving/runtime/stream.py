@@ -62,8 +62,8 @@ class EngineStream:
         return events
 
     async def close(self) -> None:
-        """Keeps the connection for the next request if this one is complete; otherwise leaves, which
-        tells the engine to stop generating."""
+        """Keeps the connection for the next request if this one is complete; otherwise leaves,
+        which tells the engine to stop generating."""
         if self._reply is None:
             return
         if not self.complete:
@@ -82,15 +82,16 @@ class EngineStream:
         except EngineGone:
             if not self._reply.stale:
                 raise
-        self._reply = await self._wire.request(
-            "POST", self._call.path, self._call.body, fresh=True
-        )
+        self._reply = await self._wire.request("POST", self._call.path, self._call.body, fresh=True)
         return await self._reply.head(patience)
 
     async def _refused(self, reply: EngineReply) -> None:
         body = await reply.body()
         log.warning(
-            "%s answered %d: %.500s", self._engine.name, reply.status, body.decode("utf-8", "replace")
+            "%s answered %d: %.500s",
+            self._engine.name,
+            reply.status,
+            body.decode("utf-8", "replace"),
         )
         raise self._engine.refusal(reply.status, body, self._param)
 

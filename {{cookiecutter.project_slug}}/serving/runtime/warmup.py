@@ -34,9 +34,7 @@ class WarmupClient:
     wire: Wire
     patience: float
 
-    async def chat(
-        self, prompt: str, *, system: str | None = None, max_tokens: int = 16
-    ) -> str:
+    async def chat(self, prompt: str, *, system: str | None = None, max_tokens: int = 16) -> str:
         """One chat turn; returns the answer's text."""
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
@@ -77,9 +75,7 @@ async def warm_up(client: WarmupClient, settings: Warmup, hook: Hook | None) -> 
         try:
             await hook(client)
         except Exception as error:
-            raise WarmupFailed(
-                f"warmup_hooks.py raised {type(error).__name__}: {error}"
-            ) from error
+            raise WarmupFailed(f"warmup_hooks.py raised {type(error).__name__}: {error}") from error
 
 
 async def _round(client: WarmupClient, settings: Warmup) -> None:

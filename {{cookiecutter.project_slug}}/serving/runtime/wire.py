@@ -141,7 +141,7 @@ class EngineReply:
             self._connection.close()
 
     def close(self) -> None:
-        """Done with the reply. The connection is kept for another one only if all of it was read."""
+        """Done with it. The connection is kept for another one only if all of it was read."""
         if self._timer is not None:
             self._timer.cancel()
         if not self.complete:
