@@ -19,9 +19,10 @@ help: ## show this help
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| { echo "Python 3.11 or newer is needed: name one with PYTHON=/path/to/python3.12 after make." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV) \
+	@echo "Installing the template's tools into $(VENV)"
+	@$(PYTHON) -m venv $(VENV) \
 		|| { echo "$(VENV) could not be made: see above; Debian and Ubuntu need their python3-venv package." >&2; exit 1; }
-	$(VENV)/bin/python -m pip --disable-pip-version-check install --requirement requirements-dev.txt \
+	@$(VENV)/bin/python -m pip --disable-pip-version-check install --requirement requirements-dev.txt \
 		|| { echo "The template's tools could not be installed: see above; then delete $(VENV) and run make again." >&2; exit 1; }
 	@rm -f $(VENV)/.installed-* && touch $@
 

@@ -45,6 +45,7 @@ class Server:
     """`bentoml serve` of a baked project, in a session of its own: Ctrl-C reaches it through us."""
 
     def __init__(self, project: Path, port: int, log: Path) -> None:
+        self.project = project
         self.port = port
         self.log = log
         command = project.resolve() / ".venv/bin/bentoml"
@@ -109,8 +110,12 @@ class Server:
             return self.process.wait()
 
     def last_lines(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-        return "\n".join(f"  | {line}" for line in lines)
+        """The ends of the service's log and of its engines' logs."""
+        parts = []
+        for log in (self.log, *sorted(self.project.glob("state/logs/*.log"))):
+            lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+            parts += [f"The last lines of {log}:", *(f"  | {line}" for line in lines)]
+        return "\n".join(parts)
 
 
 def check_port(port: int) -> None:
@@ -206,7 +211,7 @@ def run(project: Path, port: int, model: str, once: bool, log: Path) -> int:
         return 0 if answered else 130
     except DemoError as error:
         print(
-            f"\n{error}\nThe last lines of {log}:\n{server.last_lines()}\n"
+            f"\n{server.last_lines()}\n\n{error}\n"
             f"If the engine could not start, delete {project / '.engine'} and run make demo again.",
             file=sys.stderr,
         )

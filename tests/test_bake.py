@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ ALWAYS = {
     "engines/sglang.txt",
     "engines/transformers.txt",
     "engines/vllm.txt",
+    "openapi.json",
     "pyproject.toml",
     "service.py",
     "serving.yaml",
@@ -59,7 +61,7 @@ DEMO = {
 }
 PLAIN_PYTHON = ("serving", "tests")
 
-JINJA = re.compile(r"cookiecutter\s*[.|\[]|\{\{|\{%|\{#")
+JINJA = re.compile(r"cookiecutter(\.\w|\s*[|\[])|\{\{|\{%|\{#")
 GITHUB_EXPRESSION = re.compile(r"\$\{\{.*?\}\}")
 
 
@@ -113,12 +115,12 @@ def test_a_bake_holds_no_empty_folder(baked: tuple[dict[str, str], Path]) -> Non
     assert [path for path in folders if not any(path.iterdir())] == []
 
 
-def test_plain_python_is_copied_byte_for_byte(
+def test_what_holds_no_jinja_is_copied_byte_for_byte(
     baked: tuple[dict[str, str], Path], template: Template
 ) -> None:
     _, project = baked
     names = [f"{folder}/{name}" for folder in PLAIN_PYTHON for name in files(project / folder)]
-    for name in ["service.py", "warmup_hooks.py", *names]:
+    for name in ["service.py", "warmup_hooks.py", "openapi.json", *names]:
         assert (project / name).read_bytes() == (template.project / name).read_bytes(), name
 
 
@@ -185,6 +187,23 @@ def test_the_demo_model_arrives_byte_for_byte(bake: Bake, template: Template) ->
         if original.startswith(b"{% raw %}"):
             original = original.removeprefix(b"{% raw %}").removesuffix(b"{% endraw %}")
         assert (project / name).read_bytes() == original, name
+
+
+def test_make_names_every_target_of_a_bake(baked: tuple[dict[str, str], Path]) -> None:
+    _, project = baked
+    told = subprocess.run(["make"], cwd=project, check=True, capture_output=True, text=True)
+    targets = [line.split()[1] for line in told.stdout.splitlines()]
+    assert targets == ["help", "install", "gateway", "engine", "model", "serve", "lint", "test"]
+    assert told.stderr == ""
+
+
+@pytest.mark.parametrize("name", ANSWERS["engine"])
+def test_make_install_reads_the_engine_from_serving_yaml(bake: Bake, name: str) -> None:
+    project = bake(engine=name)
+    planned = subprocess.run(
+        ["make", "-n", "engine"], cwd=project, check=True, capture_output=True, text=True
+    )
+    assert f"--requirement engines/{name}.txt" in planned.stdout
 
 
 @pytest.mark.parametrize(

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import bentoml
 
 from serving.gateway.app import create_app
-from serving.runtime.reconciler import Reconciler, plan
+from serving.runtime.reconciler import Reconciler
 from serving.runtime.shutdown import Shutdown
-from serving.runtime.store import ModelStore
-from serving.settings import SettingsError, load_settings
+from serving.runtime.startup import load
 
 HERE = Path(__file__).parent
 
-try:
-    settings = load_settings(Path(os.environ.get("SERVING_CONFIG", HERE / "serving.yaml")))
-    store = ModelStore()
-    versions = plan(settings, store)
-except SettingsError as error:
-    sys.exit(f"{error}")
+settings, store, versions = load(Path(os.environ.get("SERVING_CONFIG", HERE / "serving.yaml")))
 
 reconciler = Reconciler(settings, store, versions, HERE / "warmup_hooks.py")
 shutdown = Shutdown(settings.timeouts.drain)

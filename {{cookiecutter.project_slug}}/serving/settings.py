@@ -169,6 +169,8 @@ def load_settings(path: Path) -> Settings:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path.name}: not valid YAML: it is not UTF-8 text.") from None
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -1,21 +1,29 @@
-"""Fixtures every test may use: a small valid model folder, an empty model store, a scripted engine.
+"""Fixtures every test may use: a small valid model folder, a model store, a scripted engine.
 
-The folders under tests/ hold no `__init__.py`: `scripted_engine` and `harness` are imported by name.
+The folders under tests/ hold no `__init__.py`: helper modules are imported by their bare names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scripted_engine
+from live_service import Service
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 
 SPECIAL = ["<unk>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
 WORDS = ["Hello", "world", "Paris", "is", "the", "capital", "of", "France"]
@@ -36,9 +44,9 @@ def write_model(folder: Path) -> Path:
     """A whole model folder of a few kilobytes. A token is a word; the weights mean nothing."""
     folder.mkdir(parents=True)
     tokenizer = Tokenizer(
-        WordLevel({word: i for i, word in enumerate(SPECIAL + WORDS)}, unk_token="<unk>")  # noqa: S106
+        WordLevel({word: i for i, word in enumerate(SPECIAL + WORDS)}, unk_token="<unk>")
     )
-    tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(word, special=True) for word in SPECIAL])
     tokenizer.save(str(folder / "tokenizer.json"))
     documents = {
@@ -81,7 +89,6 @@ def store_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "bentoml"
     home.mkdir()
     monkeypatch.setenv("BENTOML_HOME", str(home))
-    monkeypatch.setenv("BENTOML_DO_NOT_TRACK", "True")
     return home
 
 
@@ -92,3 +99,57 @@ def scripted_home(tmp_path: Path) -> Path:
     `scripted_engine.behave(scripted_home, ...)` tells it how to start.
     """
     return scripted_engine.install(tmp_path / "engine")
+
+
+# For the tests of the running service; see live_service.py.
+
+
+@pytest.fixture(scope="session")
+def store_template(model_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BENTOML_HOME that holds `chat:1`; only to be copied."""
+    from serving.runtime.store import ModelStore
+
+    home = tmp_path_factory.mktemp("store") / "bentoml"
+    ModelStore(home).add("chat", model_template, "a test")
+    return home
+
+
+@pytest.fixture(scope="session")
+def serve(
+    store_template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Service]]:
+    """Makes services, not yet started; see `live_service.Service`. All are stopped in the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**options: Any) -> Service:
+            folder = tmp_path_factory.mktemp("service")
+            return stack.enter_context(Service(folder, store_template, **options))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def shared(serve: Callable[..., Service]) -> Callable[[str], Service]:
+    """A ready service on the engine of that name, shared by all tests that leave it in one piece."""
+    running: dict[str, Service] = {}
+
+    def get(engine: str) -> Service:
+        if engine not in running:
+            running[engine] = serve(engine=engine).start()
+        return running[engine].wait_ready()
+
+    return get
+
+
+@pytest.fixture
+def deadline(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that takes over a minute, whatever it hangs in."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError("the test took over 60 s")
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)

@@ -17,7 +17,7 @@ from serving.contract.sampling import Request, Tokens
 
 
 class TextPart(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text"]
     text: str
@@ -27,7 +27,7 @@ Content = str | Annotated[list[TextPart], Field(min_length=1)]
 
 
 class SystemMessage(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer"]
     content: Content
@@ -35,7 +35,7 @@ class SystemMessage(BaseModel):
 
 
 class UserMessage(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["user"]
     content: Content
@@ -45,7 +45,7 @@ class UserMessage(BaseModel):
 class AssistantMessage(BaseModel):
     """An earlier answer. The SDK's own reply objects may be sent back as they came."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["assistant"]
     content: Content

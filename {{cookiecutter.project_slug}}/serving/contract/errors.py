@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
 
 import msgspec
 from pydantic import BaseModel, ValidationError
@@ -111,6 +110,10 @@ def engine_error(message: str = "The engine failed while it answered; ask again.
     return ApiError(502, "engine_error", message)
 
 
+def internal_error() -> ApiError:
+    return ApiError(500, "internal_error", "The service failed; its log says why.")
+
+
 def timed_out(message: str) -> ApiError:
     return ApiError(504, "timeout", message)
 
@@ -143,33 +146,51 @@ _UNION_MEMBER = re.compile(r"^(str|int|float|bool|constrained-\w+|list\[.*|[A-Z]
 def from_validation(error: ValidationError, model: type[BaseModel]) -> ApiError:
     """The first problem pydantic found, as a 400 that names the field the way the client wrote it.
 
-    Where a union offered several shapes, the problem found deepest is the one the client meant.
+    Where a union offered several shapes, the problem found deepest is the one the client meant, and
+    of two as deep the one that is more than the wrong type.
     """
     problems = error.errors(include_url=False, include_context=True, include_input=False)
-    problem = max(problems, key=lambda p: len(p["loc"])) if _same_root(problems) else problems[0]
+    first = field_path(problems[0]["loc"])
+    problem = max(
+        (p for p in problems if _within(field_path(p["loc"]), first)),
+        key=lambda p: (len(p["loc"]), not p["type"].endswith("_type")),
+    )
     param = field_path(problem["loc"])
     if problem["type"] == "extra_forbidden":
+        param = field_path(problem["loc"][:-1], str(problem["loc"][-1]))
         near = get_close_matches(str(problem["loc"][-1]), list(model.model_fields), 1)
         hint = f"; did you mean {near[0]!r}?" if near and len(problem["loc"]) == 1 else ""
         return invalid(f"Unknown field {param!r}{hint}", param, "unknown_field")
     if problem["type"] == "json_invalid":
         return invalid(f"The body is not valid JSON: {problem['msg']}.", code="invalid_json")
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"].startswith("union_tag_"):  # the field that names the shape, as `role` does
+        context = problem["ctx"]
+        param = f"{param}.{context['discriminator'].strip(chr(39))}"
+        expected = context.get("expected_tags")
+        message = f"Input should be one of {expected}" if expected else "Field required"
     return invalid(f"Invalid {param!r}: {message}." if param else f"{message}.", param or None)
 
 
-def field_path(loc: Sequence[int | str]) -> str:
-    """`("messages", 0, "user", "content", "str")` as `messages[0].content`."""
-    path, after_index = "", False
-    for part in loc:
+def field_path(loc: Sequence[int | str], unknown: str | None = None) -> str:
+    """`("messages", 0, "user", "content", "str")` as `messages[0].content`.
+
+    `unknown` is the client's own name for a field, which may look like anything.
+    """
+    path = ""
+    for at, part in enumerate(loc):
         if isinstance(part, int):
             path += f"[{part}]"
-        # What follows an index is the tag of a tagged union: a role, or a content part's type.
-        elif not after_index and not _UNION_MEMBER.match(part):
+            continue
+        # Between an index and a field stands the tag of a tagged union, a role for instance.
+        last = at == len(loc) - 1 and unknown is None
+        tag = at > 0 and isinstance(loc[at - 1], int) and not last
+        if not tag and not _UNION_MEMBER.match(part):
             path += f".{part}" if path else part
-        after_index = isinstance(part, int)
+    if unknown is not None:
+        path += f".{unknown}" if path else unknown
     return path
 
 
-def _same_root(problems: Sequence[Any]) -> bool:
-    return len({p["loc"][:1] for p in problems}) == 1
+def _within(path: str, outer: str) -> bool:
+    return path == outer or path.startswith((f"{outer}.", f"{outer}["))

@@ -13,7 +13,7 @@ Tokens = Annotated[int, Field(ge=1, strict=True)]
 class StreamOptions(BaseModel):
     """`include_usage` asks for one last event before `[DONE]` that carries the token counts."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
 
@@ -25,12 +25,12 @@ class Request(BaseModel):
     request is refused, unless the value is the one that changes nothing.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     #: capability -> the value that asks for nothing
     CAPABILITIES: ClassVar[dict[str, Any]] = {
         "n": 1,
-        "temperature": None,
+        "temperature": 0,  # greedy, which an engine without sampling does anyway
         "top_p": 1,
         "top_k": 0,
         "min_p": 0,

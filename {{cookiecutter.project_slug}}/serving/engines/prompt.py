@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError
-from jinja2.ext import loopcontrols
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
@@ -26,15 +27,18 @@ class PromptCounter:
     def __init__(self, model_dir: Path) -> None:
         self._dir = model_dir
         self._tokenizer: Tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+        # Some tokenizers are saved with limits from their training; a prompt is counted whole.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
 
     def text(self, prompt: str) -> int:
         return len(self._tokenizer.encode(prompt).ids)
 
     def chat(self, messages: list[dict[str, str]]) -> int:
         """Raises `ApiError` when the template refuses the messages (two users in a row, say)."""
-        if self._template is None:
-            raise invalid("The model has no chat template; use /v1/completions.", "messages")
         try:
+            if self._template is None:
+                raise invalid("The model has no chat template; use /v1/completions.", "messages")
             rendered = self._template.render(
                 messages=messages, add_generation_prompt=True, **self._special_tokens
             )
@@ -68,7 +72,7 @@ class PromptCounter:
         if not source:
             return None
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
         )
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -76,9 +80,32 @@ class PromptCounter:
         return environment.from_string(source)
 
 
+class _Generation(Extension):
+    """`{% generation %}`, which marks the answer's tokens for training, changes nothing here."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
 def _refuse(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )

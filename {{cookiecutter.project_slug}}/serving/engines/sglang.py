@@ -45,7 +45,7 @@ class Sglang(Engine):
     def prepare(self, launch: Launch) -> None:
         file = os.open(_config(launch), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(file, "w") as config:
-            config.write(f"api-key: {launch.key}\n")
+            config.write(f'api-key: "{launch.key}"\n')
 
     def command(self, launch: Launch) -> list[str]:
         command = [

@@ -147,9 +147,9 @@ class _CutAtStop(StreamDecoder):
         if self._cut:
             return Delta(delta.index, "", delta.finish_reason and "stop")
         text = self._held + delta.text
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            self._cut, self._held, text = True, "", text[: min(found)]
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:  # the one that was complete first, however the text was cut into events
+            self._cut, self._held, text = True, "", text[: min(found)[1]]
         elif delta.finish_reason is not None:
             self._held = ""
         else:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.contract.errors import ApiError
+from serving.contract.errors import ApiError, internal_error
 from serving.contract.models import Model, ModelList
 from serving.contract.openapi import document
 from serving.gateway.http import request_id
@@ -19,32 +22,48 @@ from serving.runtime.shutdown import Shutdown
 from serving.settings import Settings
 
 
-def create_app(settings: Settings, router: Router, shutdown: Shutdown) -> Starlette:
+def create_app(settings: Settings, router: Router, shutdown: Shutdown) -> ASGIApp:
     """The application over a router whose snapshots say what is served."""
+    generation = {
+        "/v1/chat/completions": Inference(CHAT, settings, router, shutdown),
+        "/v1/completions": Inference(COMPLETIONS, settings, router, shutdown),
+    }
     models = Models(router, settings.service.name)
     openapi = msgspec.json.encode(document())
 
     async def describe(_: Request) -> Response:
         return Response(openapi, media_type="application/json")
 
-    return Starlette(
+    others = Starlette(
         routes=[
-            Route(
-                "/v1/chat/completions",
-                Inference(CHAT, settings, router, shutdown),
-                methods=["POST"],
-            ),
-            Route(
-                "/v1/completions",
-                Inference(COMPLETIONS, settings, router, shutdown),
-                methods=["POST"],
-            ),
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in generation.items()),
             Route("/v1/models", models.list, methods=["GET"]),
             Route("/v1/models/{model}", models.get, methods=["GET"]),
             Route("/openapi.json", describe, methods=["GET"]),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
     )
+    others.router.redirect_slashes = False
+    return Gateway(generation, others)
+
+
+class Gateway:
+    """Sends a generation straight to its endpoint and everything else through Starlette, which
+    wraps two functions around every send.
+
+    Not a Starlette itself: BentoML asks one for its routes, and answers every path that is not
+    among them by itself, as plain text.
+    """
+
+    def __init__(self, generation: Mapping[str, ASGIApp], others: ASGIApp) -> None:
+        self._generation = generation
+        self._others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._others
+        if scope["type"] == "http" and scope["method"] == "POST":
+            app = self._generation.get(scope["path"], app)
+        await app(scope, receive, send)
 
 
 class Models:
@@ -100,4 +119,4 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _bug(request: Request, _: Exception) -> Response:
     """Starlette raises the exception again after this reply, so that the log has its traceback."""
-    return await _api_error(request, ApiError(500, "internal_error", "The service failed."))
+    return await _api_error(request, internal_error())

@@ -100,6 +100,13 @@ class Responder:
         self._headers += [(k.encode(), v.encode()) for k, v in error.headers.items()]
         await self.json(error.body(), error.status)
 
+    async def nobody(self) -> None:
+        """A reply to a client that left. Nobody reads it, but BentoML's time limit waits for the
+        first byte of every request, and a stop of the service would wait with it."""
+        if not self.started:
+            await self._start(499, [(b"content-length", b"0")])
+            await self._send({"type": "http.response.body", "body": b""})
+
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True
         await self._send(

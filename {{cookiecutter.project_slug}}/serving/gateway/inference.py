@@ -16,6 +16,7 @@ from serving.contract.errors import (
     ApiError,
     engine_error,
     from_validation,
+    internal_error,
     shutting_down,
     timed_out,
     unsupported,
@@ -74,14 +75,19 @@ class Inference:
             await responder.error(error)
         except ClientGone:
             log.info("%s: the client left before it had sent all", responder.request_id)
+            await responder.nobody()
         except asyncio.CancelledError:
             # Two of those who cancel are ours; everybody else means the whole task.
             if watch.left:
                 log.info("%s: the client left, generation stopped", responder.request_id)
+                await responder.nobody()
             elif self._shutdown.cutting:
                 await responder.error(shutting_down())
             else:
                 raise
+        except Exception:  # a defect of ours: nothing above this would speak the contract
+            log.exception("%s: the service failed", responder.request_id)
+            await responder.error(internal_error())
 
     def _parse(self, body: bytes) -> GenerationRequest:
         try:
@@ -122,7 +128,7 @@ class Inference:
         route.replica.in_flight += 1
         try:
             while not stream.complete:
-                events = await stream.next(self._timeouts.keepalive)
+                events = await stream.next(min(self._timeouts.keepalive, silence.left))
                 if events is None:
                     silence.check()
                     if request.stream:
@@ -163,9 +169,14 @@ class Silence:
         self._limit = self._stall
         self._since = self._time()
 
+    @property
+    def left(self) -> float:
+        """Seconds until it has been too long."""
+        return max(0.0, self._since + self._limit - self._time())
+
     def check(self) -> None:
         """Raises `ApiError` (504) when it has been too long."""
-        if self._time() - self._since >= self._limit:
+        if self.left < 0.001:  # uvloop's clock ticks in milliseconds
             raise timed_out(f"The engine said nothing for {self._limit:g} s; ask again.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -81,7 +82,7 @@ def _check_index(folder: Path, names: set[str]) -> None:
         return
     try:
         shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise ModelRefused(f"{index} cannot be read; fetch the model again.") from None
     missing = sorted(shards - names)
     if missing:
@@ -163,4 +164,5 @@ class VerifiedCache:
             temporary.write_text(json.dumps(known), "utf-8")
             temporary.replace(self._path)
         except OSError:  # a read-only folder: every start verifies in full
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()

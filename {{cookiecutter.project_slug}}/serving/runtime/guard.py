@@ -32,7 +32,9 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
-    order: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
+    # Unbuffered: a `stop` that follows at once must not be swallowed with the order.
+    with open(0, "rb", buffering=0, closefd=False) as orders:
+        order: dict[str, Any] = json.loads(orders.readline())
     Guard(order).run()
 
 
@@ -48,10 +50,11 @@ class Guard:
         self.log = logging.getLogger("engine")
         self.log.propagate = False
         logging.raiseExceptions = False  # a full disk must not stop the engine
+        # Prompts may stand in the log: its files, rotated ones too, are for this user alone.
+        self.umask = os.umask(0o077)
         handler = logging.handlers.RotatingFileHandler(
             order["log"], maxBytes=order["log_bytes"], backupCount=3, encoding="utf-8"
         )
-        os.chmod(order["log"], 0o600)
         self.log.addHandler(handler)
 
     def run(self) -> None:
@@ -68,6 +71,7 @@ class Guard:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=self.umask,
                 preexec_fn=_die_with_parent,
             )
         except OSError as error:

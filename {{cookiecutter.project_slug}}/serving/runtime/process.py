@@ -12,6 +12,8 @@ from pathlib import Path
 from serving.runtime import guard
 
 LOG_BYTES = 20 * 1024 * 1024
+#: Room for the guard's longest report: all lines of its tail, every character escaped.
+REPORT_BYTES = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class EngineProcess:
             guard.__file__,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            limit=REPORT_BYTES,
             env={**os.environ, **environment},
             start_new_session=True,  # a terminal's Ctrl-C is for the gateway
         )

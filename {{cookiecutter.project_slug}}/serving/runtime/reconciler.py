@@ -170,7 +170,10 @@ class Keeper:
             return None
         except Exception as error:  # a defect of ours: as visible as any other way to fail
             log.exception("%s: the replica's keeper failed", self.version.tag)
+            broken, self._replica = self._replica, None
             self._fail(f"internal error: {error}")
+            if broken is not None:
+                await broken.stop()
             return None
         self._idle_state = State.LOADING
         dead, self._replica = self._replica, None

@@ -122,11 +122,11 @@ class Replica:
     async def _launch(self) -> None:
         if not os.access(self.engine.program, os.X_OK):
             raise ReplicaDied(not_installed(self.engine.name, self.engine.program))
-        self._folder = Path(tempfile.mkdtemp(prefix="serving-"))
-        launch = Launch(HOST, _free_port(), secrets.token_urlsafe(32), self._folder)
-        headers = {"authorization": f"Bearer {launch.key}"} if self.engine.takes_key else {}
-        self.wire = Wire(HOST, launch.port, headers)
         try:
+            self._folder = Path(tempfile.mkdtemp(prefix="serving-"))
+            launch = Launch(HOST, _free_port(), secrets.token_hex(32), self._folder)
+            headers = {"authorization": f"Bearer {launch.key}"} if self.engine.takes_key else {}
+            self.wire = Wire(HOST, launch.port, headers)
             self.engine.prepare(launch)
             self._process = await EngineProcess.start(
                 self.engine.command(launch),

@@ -17,7 +17,7 @@ from serving.runtime.replica import Replica, State
 
 PRODUCTION = "production"
 
-_ADDRESS = re.compile(r"^(?P<name>[^:@]+)(?::(?P<number>[1-9]\d*)|@(?P<label>[^:@]+))?$")
+_ADDRESS = re.compile(r"^(?P<name>[^:@]+)(?::(?P<number>[1-9]\d{0,8})|@(?P<label>[^:@]+))?$")
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from serving.runtime.checks import PICKLES, TEXT_SUFFIXES
 from serving.runtime.store import ModelStore, StoreError
@@ -31,7 +32,7 @@ def fetch(source: str, store: ModelStore, demo: Path, *, allow_pickle: bool) -> 
 
     A folder wins over a repository of the same name. Raises `StoreError`.
     """
-    folder = demo if source == "demo" else Path(source).expanduser()
+    folder = demo if source == "demo" else Path(os.path.expanduser(source))
     if folder.is_dir():
         yield Fetched(folder, "demo" if source == "demo" else str(folder.absolute()))
         return
@@ -67,7 +68,7 @@ def _download(repository: str, revision: str, folder: Path, allow_pickle: bool) 
         ) from None
     except RevisionNotFoundError:
         raise StoreError(f"{repository} has no revision {revision!r}.") from None
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).split("\n", 1)[0]
+    except Exception as error:  # errors of its HTTP client, its own and the system's: any of many
+        reason = str(error).split("\n", 1)[0] or type(error).__name__
         raise StoreError(f"{repository} could not be downloaded: {reason}") from None
     return str(commit)

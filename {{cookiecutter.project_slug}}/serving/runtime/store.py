@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -32,6 +33,8 @@ from serving.runtime.checks import (
     copy_and_hash,
     wanted_files,
 )
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 
 
 class StoreError(Exception):
@@ -153,6 +156,7 @@ class ModelStore:
         `ModelRefused` or `StoreError`; whatever happens, the store holds the whole version or
         nothing of it.
         """
+        check_name(name)
         with self.staging() as staging:
             folder = staging / "model"
             records = []
@@ -186,6 +190,8 @@ class ModelStore:
             rest = self.versions(version.name)
             if rest:
                 _write_atomically(version.path.parent / "latest", str(rest[-1].number))
+            elif _folders(version.path.parent):  # others' entries: BentoML finds their latest
+                (version.path.parent / "latest").unlink(missing_ok=True)
             else:
                 shutil.rmtree(version.path.parent, ignore_errors=True)
 
@@ -244,6 +250,15 @@ class _ScratchStore:
     @contextlib.contextmanager
     def register(self, tag: object) -> Iterator[str]:
         yield str(self.path)
+
+
+def check_name(name: str) -> None:
+    """Raises `StoreError` for a name serving.yaml or BentoML would not take."""
+    if not _NAME.fullmatch(name):
+        raise StoreError(
+            f"{name!r} cannot name a model; take lower-case letters, digits, '-', '_' and '.', "
+            "63 characters at most."
+        )
 
 
 def bentoml_home() -> Path:

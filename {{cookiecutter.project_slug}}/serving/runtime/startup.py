@@ -1,0 +1,37 @@
+"""Errors of the start told to the person who started it: one sentence, no traceback."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from serving.runtime.reconciler import plan
+from serving.runtime.store import ModelStore, Version
+from serving.settings import Settings, SettingsError, load_settings
+
+_BIND_ERRORS = {
+    errno.EADDRINUSE: "the port is taken by another program; choose one with --port",
+    errno.EACCES: "this user may not open the port; choose one above 1023 with --port",
+    errno.EADDRNOTAVAIL: "this machine has no such address; choose one with --host",
+}
+
+
+def load(config: Path) -> tuple[Settings, ModelStore, list[Version]]:
+    """The checked settings, the store, and the versions to serve; ends the program otherwise."""
+    sys.excepthook = _explain
+    try:
+        settings = load_settings(config)
+        store = ModelStore()
+        return settings, store, plan(settings, store)
+    except SettingsError as error:
+        sys.exit(str(error))
+
+
+def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """BentoML lets a socket that cannot be bound run through to the interpreter."""
+    if isinstance(error, OSError) and error.errno in _BIND_ERRORS:
+        print(f"bentoml serve: {_BIND_ERRORS[error.errno]}.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
