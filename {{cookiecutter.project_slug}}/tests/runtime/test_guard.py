@@ -83,8 +83,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield start
     for guarded in guards:
-        guarded.process.kill()
-        guarded.process.communicate()
+        with guarded.process:
+            guarded.process.kill()
 
 
 def python(code: str, *args: object) -> list[str]:

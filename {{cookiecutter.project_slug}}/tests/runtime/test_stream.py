@@ -1,0 +1,190 @@
+"""One generation on one engine, read as events no engine owns."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from raw_server import LAST_CHUNK, STREAM, Request, answer, chunk, event, serving, whole
+
+from serving.contract.errors import ApiError
+from serving.engines.base import Engine, EngineCall
+from serving.engines.transformers import Transformers
+from serving.engines.vllm import Vllm
+from serving.runtime.stream import EngineStream, read_all
+from serving.runtime.wire import EngineGone, Wire
+from serving.settings import TransformersEngine, VllmEngine
+
+CALL = EngineCall("/v1/chat/completions", b"{}")
+VLLM = Vllm(VllmEngine(name="vllm", max_model_len=512), Path())
+TRANSFORMERS = Transformers(TransformersEngine(name="transformers", max_model_len=512), Path())
+
+
+def open_stream(port: int, engine: Engine = VLLM, wire: Wire | None = None) -> EngineStream:
+    return EngineStream(engine, wire or Wire("127.0.0.1", port, {}), CALL, [], "messages")
+
+
+async def text_of(stream: EngineStream) -> str:
+    async with asyncio.timeout(10):
+        events = await read_all(stream, 5)
+    return "".join(delta.text for event in events for delta in event.deltas)
+
+
+@pytest.mark.parametrize(("engine", "done"), [(VLLM, True), (TRANSFORMERS, False)])
+async def test_an_answer_is_read_to_its_end_in_either_dialect(engine: Engine, done: bool) -> None:
+    async def handler(request: Request) -> None:
+        await request.send(answer("Hel", "lo", done=done))
+
+    async with serving(handler) as server:
+        stream = open_stream(server.port, engine)
+        assert await text_of(stream) == "Hello"
+        assert stream.complete
+
+
+async def test_a_complete_answers_connection_serves_the_next_one() -> None:
+    async def handler(request: Request) -> None:
+        await request.send(answer("a").removesuffix(LAST_CHUNK))
+        await asyncio.sleep(0.05)  # the end of the body lags behind the end mark
+        await request.send(LAST_CHUNK)
+
+    async with serving(handler) as server:
+        wire = Wire("127.0.0.1", server.port, {})
+        for _ in range(3):
+            assert await text_of(open_stream(server.port, wire=wire)) == "a"
+        assert server.connections == 1
+
+
+async def test_a_stale_connection_is_replaced_without_the_caller_noticing() -> None:
+    async def handler(request: Request) -> None:
+        if len(server.requests) == 2:
+            request.writer.transport.abort()
+            return
+        await request.send(answer("a"))
+
+    async with serving(handler) as server:
+        wire = Wire("127.0.0.1", server.port, {})
+        assert await text_of(open_stream(server.port, wire=wire)) == "a"
+        assert await text_of(open_stream(server.port, wire=wire)) == "a"
+        assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("engine", "body"),
+    [
+        (VLLM, answer("a", done=False)),
+        (VLLM, STREAM + LAST_CHUNK),
+        (TRANSFORMERS, STREAM + chunk(b'data: {"choices"') + LAST_CHUNK),
+    ],
+    ids=["no end mark", "nothing", "inside an event"],
+)
+async def test_a_body_that_ends_cleanly_before_the_answer_does_is_a_broken_stream(
+    engine: Engine, body: bytes
+) -> None:
+    async def handler(request: Request) -> None:
+        await request.send(body)
+
+    async with serving(handler) as server:
+        stream = open_stream(server.port, engine)
+        with pytest.raises(EngineGone, match="too early"):
+            await text_of(stream)
+        assert not stream.complete
+
+
+async def test_a_crash_within_the_answer_is_an_engine_that_is_gone() -> None:
+    async def handler(request: Request) -> None:
+        await request.send(STREAM + chunk(event({"choices": [{"delta": {"content": "a"}}]})))
+        request.writer.transport.abort()
+
+    async with serving(handler) as server:
+        with pytest.raises(EngineGone):
+            await text_of(open_stream(server.port))
+
+
+async def test_an_event_without_end_is_refused_and_the_connection_given_up() -> None:
+    left = asyncio.Event()
+
+    async def handler(request: Request) -> None:
+        await request.send(STREAM)
+        try:
+            while True:
+                await request.send(chunk(b"data: " + b"x" * 1024 * 1024))
+        except ConnectionError:
+            left.set()
+            raise
+
+    async with serving(handler) as server:
+        with pytest.raises(ApiError) as caught:
+            await text_of(open_stream(server.port))
+        assert caught.value.status == 502
+        async with asyncio.timeout(10):
+            await left.wait()
+
+
+async def test_leaving_early_tells_the_engine_to_stop_generating() -> None:
+    left = asyncio.Event()
+
+    async def handler(request: Request) -> None:
+        await request.send(STREAM + chunk(event({"choices": [{"delta": {"content": "a"}}]})))
+        await request.client_left()
+        left.set()
+
+    async with serving(handler) as server:
+        stream = open_stream(server.port)
+        assert await stream.next(10) is not None
+        await stream.close()
+        async with asyncio.timeout(10):
+            await left.wait()
+
+
+async def test_silence_before_and_within_the_answer_is_none_each_time() -> None:
+    release = asyncio.Event()
+
+    async def handler(request: Request) -> None:
+        await release.wait()
+        await request.send(STREAM)
+        await request.client_left()
+
+    async with serving(handler) as server:
+        stream = open_stream(server.port)
+        assert await stream.next(0.02) is None
+        assert await stream.next(0.02) is None
+        release.set()
+        assert await stream.next(0.1) is None
+        await stream.close()
+
+
+async def test_read_all_does_not_wait_for_a_silent_engine_for_ever() -> None:
+    async def handler(request: Request) -> None:
+        await request.client_left()
+
+    async with serving(handler) as server:
+        with pytest.raises(ApiError) as caught:
+            await read_all(open_stream(server.port), 0.02)
+        assert caught.value.status == 504
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"),
+    [
+        (400, b'{"message": "maximum context length is 512"}', "context_length_exceeded"),
+        (422, b"[]", "invalid_request"),
+        (500, b"Traceback /root/x.py", "engine_error"),
+        (503, b"", "overloaded"),
+    ],
+)
+async def test_a_refusal_is_the_contracts_error_and_its_connection_is_not_lost(
+    status: int, body: bytes, code: str
+) -> None:
+    async def handler(request: Request) -> None:
+        await request.send(whole(body, status))
+
+    async with serving(handler) as server:
+        with pytest.raises(ApiError) as caught:
+            await text_of(open_stream(server.port))
+        assert caught.value.code == code
+        assert "/root" not in caught.value.message
+
+
+async def test_closing_a_stream_that_never_began_does_nothing() -> None:
+    await open_stream(1).close()
