@@ -41,3 +41,7 @@ demo: bake ## bake the demo, serve it on PORT and stream one answer; ONCE=1 stop
 test: bake ## test the template, the baked demo and the real engine behind it
 	$(VENV)/bin/pytest tests
 	$(MAKE) --no-print-directory -C $(DEMO) lint test
+
+.PHONY: bench
+bench: bake ## what the gateway costs beside the bare engine, measured in one run
+	$(VENV)/bin/python loadtests/relay.py --project $(DEMO)

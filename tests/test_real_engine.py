@@ -8,18 +8,26 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import psutil
 import pytest
 from baking import ROOT
+from openai.types.chat import ChatCompletionMessageParam
 from served import Served, eventually, served
 
 DEMO = ROOT / "build/demo/llm-service"
-FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
-COUNT = [{"role": "user", "content": "Count to 100."}]
 NUMBERS = " ".join(str(n) for n in range(1, 101)) + "."
+
+
+def user(question: str) -> list[ChatCompletionMessageParam]:
+    return [{"role": "user", "content": question}]
+
+
+FRANCE = user("What is the capital of France?")
+COUNT = user("Count to 100.")
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +42,10 @@ def client(service: Served) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
 
 
-def ask(client: openai.OpenAI, question: str, **options: object) -> str:
-    reply = client.chat.completions.create(
-        model="chat", messages=[{"role": "user", "content": question}], **options
-    )
-    return reply.choices[0].message.content or ""
+def ask(client: openai.OpenAI, question: str, **options: Any) -> str:
+    reply = client.chat.completions.create(model="chat", messages=user(question), **options)
+    text: str | None = reply.choices[0].message.content
+    return text or ""
 
 
 def test_the_openai_client_chats(client: openai.OpenAI) -> None:
@@ -77,7 +84,9 @@ def test_the_openai_client_continues_text(client: openai.OpenAI) -> None:
 def test_the_async_openai_client_streams(service: Served) -> None:
     async def stream() -> str:
         async with openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none") as client:
-            chunks = await client.chat.completions.create(model="chat", messages=FRANCE, stream=True)
+            chunks = await client.chat.completions.create(
+                model="chat", messages=FRANCE, stream=True
+            )
             return "".join([c.choices[0].delta.content or "" async for c in chunks])
 
     assert asyncio.run(stream()) == "The capital of France is Paris."
@@ -95,9 +104,7 @@ def test_the_demo_model_answers_sensibly_streamed_or_not(
     client: openai.OpenAI, question: str, answer: str
 ) -> None:
     assert ask(client, question) == answer
-    streamed = client.chat.completions.create(
-        model="chat", messages=[{"role": "user", "content": question}], stream=True
-    )
+    streamed = client.chat.completions.create(model="chat", messages=user(question), stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == answer
 
 
@@ -136,14 +143,18 @@ def test_the_warm_up_ran_before_the_service_was_ready(service: Served) -> None:
 
 
 def test_continuous_batching_keeps_16_streams_apart(tmp_path: Path) -> None:
-    questions = {f"What is {a} plus {b}?": f"{a} plus {b} is {a + b}." for a in range(1, 5) for b in range(2, 6)}
+    questions = {
+        f"What is {a} plus {b}?": f"{a} plus {b} is {a + b}."
+        for a in range(1, 5)
+        for b in range(2, 6)
+    }
 
     async def all_at_once(url: str) -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=60) as client:
 
             async def one(question: str) -> str:
                 chunks = await client.chat.completions.create(
-                    model="chat", messages=[{"role": "user", "content": question}], stream=True
+                    model="chat", messages=user(question), stream=True
                 )
                 return "".join([c.choices[0].delta.content or "" async for c in chunks])
 
@@ -174,9 +185,14 @@ def test_a_killed_engine_breaks_the_stream_honestly_and_comes_back(service: Serv
     assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "engine_error"
     assert "data: [DONE]" not in rest
     service.wait_ready()
-    assert "Paris" in httpx.post(
-        f"{service.url}/v1/chat/completions", json={"model": "chat", "messages": FRANCE}, timeout=60
-    ).text
+    assert (
+        "Paris"
+        in httpx.post(
+            f"{service.url}/v1/chat/completions",
+            json={"model": "chat", "messages": FRANCE},
+            timeout=60,
+        ).text
+    )
 
 
 @pytest.mark.parametrize("killed", ["bentoml serve", "its worker"])

@@ -24,8 +24,8 @@ shutdown = Shutdown(settings.timeouts.drain)
     name=settings.service.name,
     workers=1,  # each worker would run engines of its own
     http={"host": "127.0.0.1"},
-    # BentoML's limit is on the first byte, and its reply is not the contract's: ours come first.
-    traffic={"timeout": 24 * 3600},
+    # BentoML's limit answers outside the contract, so `timeouts.answer` must come first.
+    traffic={"timeout": settings.timeouts.answer + 60},
     # One span for every chunk of a stream costs more than relaying it.
     tracing={"excluded_urls": ".*"},
 )

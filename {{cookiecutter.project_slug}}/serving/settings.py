@@ -116,8 +116,9 @@ class Timeouts(Section):
     """Seconds.
 
     `start`: from an engine's process start to its first healthy answer. `warmup`: all of it.
-    `first_token` and `stall`: the longest silence before and within an answer. `keepalive`: an SSE
-    comment after so much silence. `health`: the longest wait for the engine's health answer.
+    `first_token` and `stall`: the longest silence before and within an answer. `answer`: the
+    longest that a reply which is not streamed may take. `keepalive`: an SSE comment after so much
+    silence. `health`: the longest wait for the engine's health answer.
     `lazy`: how long a request waits for a lazy model to load. `drain`: how long running answers may
     go on after a stop was asked. `stop`: from an engine's SIGTERM to its SIGKILL.
     """
@@ -126,6 +127,7 @@ class Timeouts(Section):
     warmup: Seconds = 300
     first_token: Seconds = 120
     stall: Seconds = 60
+    answer: Seconds = 600
     keepalive: Seconds = 15
     health: Seconds = 10
     lazy: Seconds = 60

@@ -130,7 +130,7 @@ def serve(
 
 @pytest.fixture(scope="session")
 def shared(serve: Callable[..., Service]) -> Callable[[str], Service]:
-    """A ready service on the engine of that name, shared by all tests that leave it in one piece."""
+    """A ready service on the engine of that name, shared by all tests that do it no harm."""
     running: dict[str, Service] = {}
 
     def get(engine: str) -> Service:

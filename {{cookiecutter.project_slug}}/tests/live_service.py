@@ -1,4 +1,4 @@
-"""The real service as a process: `bentoml serve` on a free port, with a store and an engine of its own.
+"""The real service as a process: `bentoml serve` on a free port, with its own store and engine.
 
 Nothing here sleeps in the hope that something has happened by then: `eventually` polls, up to a
 deadline.
@@ -7,6 +7,7 @@ deadline.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -89,8 +90,8 @@ class Processes:
 class Service:
     """One service in `folder`, with a copy of the model store `store`.
 
-    `settings` is laid over a serving.yaml that is good for tests, section by section; `behaviour` is
-    how the scripted engine starts; `hooks` replaces warmup_hooks.py.
+    `settings` is laid over a serving.yaml that is good for tests, section by section; `behaviour`
+    is how the scripted engine starts; `hooks` replaces warmup_hooks.py.
     """
 
     def __init__(
@@ -123,9 +124,7 @@ class Service:
         return f"http://127.0.0.1:{self.port}"
 
     def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=20
-        )
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=20)
 
     def write_settings(self, sections: Mapping[str, Mapping[str, Any]]) -> None:
         document: dict[str, Any] = {
@@ -157,11 +156,16 @@ class Service:
             "BENTOML_DO_NOT_TRACK": "True",
             "SERVING_CONFIG": str(self.config),
         }
-        where = ["--host", "127.0.0.1", "--port", str(self.port)]
+        # The drain is the gateway's own; the last is for connections that are still open after it.
+        options = {
+            "--host": "127.0.0.1",
+            "--port": str(self.port),
+            "--timeout-graceful-shutdown": "5",
+        }
+        command = [sys.executable, "-m", "bentoml", "serve", *itertools.chain(*options.items())]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "bentoml", "serve", *where]
-                + ["--timeout-graceful-shutdown", "60"],
+                command,
                 cwd=self.project,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -216,13 +220,11 @@ class Service:
             self.process.wait(20)
 
     def _family(self) -> list[psutil.Process]:
-        """Its processes, its parent included; orphans of it too, known by its folder."""
         assert self.process is not None
-        found = []
         with contextlib.suppress(psutil.NoSuchProcess):
             parent = psutil.Process(self.process.pid)
-            found = [parent, *parent.children(recursive=True)]
-        return found
+            return [parent, *parent.children(recursive=True)]
+        return []
 
     def __enter__(self) -> Service:
         return self

@@ -794,20 +794,16 @@ def bounded(pieces: list[str], dialect: Dialect) -> tuple[list[str], str]:
     return kept, "stop"
 
 
-def load_behaviour() -> Behaviour:
-    path = Path(os.environ.get("SCRIPTED_BEHAVIOUR", "behaviour.json"))
+def load_behaviour(path: Path) -> Behaviour:
     return Behaviour(**json.loads(path.read_text("utf-8"))) if path.is_file() else Behaviour()
 
 
-def count_start() -> int:
+def count_start(path: Path) -> int:
     """How often an engine was started with this behaviour file, this start included."""
-    path = Path(os.environ.get("SCRIPTED_BEHAVIOUR", "behaviour.json")).with_suffix(".starts")
-    try:
-        with path.open("a") as file:
-            file.write(f"{os.getpid()}\n")
-    except OSError:
-        return 1
-    return len(path.read_text().splitlines())
+    starts = path.with_suffix(".starts")
+    with starts.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return len(starts.read_text().splitlines())
 
 
 def main() -> None:
@@ -815,8 +811,9 @@ def main() -> None:
         sys.exit("usage: scripted_engine.py --dialect NAME ARGUMENTS")
     dialect = DIALECTS[sys.argv[2]]
     options = dialect.parser().parse_args(sys.argv[3:])
-    behaviour = load_behaviour()
-    starts = count_start()
+    told = os.environ.get("SCRIPTED_BEHAVIOUR")
+    behaviour = load_behaviour(Path(told)) if told else Behaviour()
+    starts = count_start(Path(told)) if told else 1
     if not (Path(options.model) / "config.json").is_file():
         sys.exit(f"OSError: {options.model} is no model")
     if behaviour.crash_at_start is not None and starts <= (behaviour.crash_first_n or starts):

@@ -1,4 +1,4 @@
-"""serving.yaml: what a person wrote is understood, and what is wrong is said with file, key and remedy."""
+"""serving.yaml is understood, and what is wrong in it is said with file, key and remedy."""
 
 from __future__ import annotations
 

@@ -13,6 +13,10 @@ from serving.contract import sse
 from serving.contract.errors import engine_error
 from serving.contract.events import EngineEvent, FinishReason, Usage
 
+#: Stands for the text while its event is cut in two; no id or model address can hold it.
+_MARK = "\x00"
+_ENCODED_MARK = msgspec.json.encode(_MARK)
+
 
 class Reply(ABC):
     """Collects what the engine says about one request.
@@ -35,7 +39,8 @@ class Reply(ABC):
         self._asked_usage = usage
         # OpenAI: when usage is asked for, every event before the last carries `"usage": null`.
         self._no_usage: msgspec.UnsetType | None = None if usage else msgspec.UNSET
-        self._started = [False] * n
+        # What stands before and after the text in the events of a choice that has begun.
+        self._frames: list[tuple[bytes, bytes] | None] = [None] * n
         self._texts: list[list[str]] = [[] for _ in range(n)]
         self._reasons: list[FinishReason | None] = [None] * n
         self._encoder = msgspec.json.Encoder()
@@ -64,13 +69,16 @@ class Reply(ABC):
         return b"".join(out)
 
     def _write(self, out: list[bytes], index: int, text: str, reason: FinishReason | None) -> None:
-        if not self._started[index]:
-            self._started[index] = True
+        frame = self._frames[index]
+        if frame is None:
+            before, after = self._text(index, _MARK).split(_ENCODED_MARK)
+            frame = self._frames[index] = before, after
             opening = self._opening(index)
             if opening is not None:
                 out.append(opening)
-        if text:
-            out.append(self._text(index, text))
+        if text:  # the rest of the event is the same for every token: encoding it once saves half
+            before, after = frame
+            out.append(before + self._encoder.encode(text) + after)
         if reason is not None:
             out.append(self._finish(index, reason))
 

@@ -38,6 +38,14 @@ class EventReader:
 
         Raises ValueError when an event grows over the bound.
         """
+        if (
+            not self._rest
+            and data.startswith(b"data: ")
+            and data.endswith(b"\n\n")
+            and data.find(b"\n") == len(data) - 2
+            and b"\r" not in data
+        ):
+            return [data[6:-2]]  # one whole event on one line, as most reads bring
         if self._rest:
             data = self._rest + data
         if b"\r" in data:

@@ -11,7 +11,7 @@ from serving.contract import sse
 from serving.contract.errors import ApiError, invalid
 from serving.runtime.wire import ClientGone
 
-_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
@@ -51,7 +51,7 @@ def request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             given: str = value.decode("latin-1")
-            if _REQUEST_ID.match(given):
+            if _REQUEST_ID.fullmatch(given):
                 return given
     return uuid.uuid4().hex
 

@@ -127,24 +127,30 @@ class Inference:
         silence = Silence(self._timeouts)
         route.replica.in_flight += 1
         try:
-            while not stream.complete:
-                events = await stream.next(min(self._timeouts.keepalive, silence.left))
-                if events is None:
-                    silence.check()
-                    if request.stream:
-                        await responder.stream(sse.KEEPALIVE)
-                elif events:
-                    silence.broken()
-                    data = reply.feed(events)
-                    if data:
-                        await responder.stream(data)
+            async with asyncio.timeout(None if request.stream else self._timeouts.answer):
+                while not stream.complete:
+                    events = await stream.next(silence.patience)
+                    if events is None:
+                        silence.check()
+                        if request.stream:
+                            await responder.stream(sse.KEEPALIVE)
+                    elif events:
+                        silence.broken()
+                        data = reply.feed(events)
+                        if data:
+                            await responder.stream(data)
+            if request.stream:
+                await responder.stream(reply.end(), last=True)
+            else:
+                await responder.json(reply.whole())
+        except TimeoutError:
+            limit = self._timeouts.answer
+            raise timed_out(
+                f"The answer took over {limit:g} s; stream it or ask for less."
+            ) from None
         finally:
             route.replica.in_flight -= 1
             await stream.close()
-        if request.stream:
-            await responder.stream(reply.end(), last=True)
-        else:
-            await responder.json(reply.whole())
 
 
 def _encode(engine: Engine, request: GenerationRequest) -> EngineCall:
@@ -157,27 +163,30 @@ def _encode(engine: Engine, request: GenerationRequest) -> EngineCall:
 
 
 class Silence:
-    """How long the engine has said nothing, against what it may."""
+    """How long the engine has said nothing, against what it may.
+
+    `patience` is how many more seconds to wait before somebody should look at it.
+    """
 
     def __init__(self, timeouts: Timeouts) -> None:
-        self._limit = timeouts.first_token
-        self._stall = timeouts.stall
+        self._timeouts = timeouts
         self._time = asyncio.get_running_loop().time
+        self._limit = timeouts.first_token
         self._since = self._time()
+        self.patience = min(timeouts.keepalive, self._limit)
 
     def broken(self) -> None:
-        self._limit = self._stall
         self._since = self._time()
-
-    @property
-    def left(self) -> float:
-        """Seconds until it has been too long."""
-        return max(0.0, self._since + self._limit - self._time())
+        if self._limit is not self._timeouts.stall:
+            self._limit = self._timeouts.stall
+            self.patience = min(self._timeouts.keepalive, self._limit)
 
     def check(self) -> None:
         """Raises `ApiError` (504) when it has been too long."""
-        if self.left < 0.001:  # uvloop's clock ticks in milliseconds
+        left = self._since + self._limit - self._time()
+        if left < 0.001:  # uvloop's clock ticks in milliseconds
             raise timed_out(f"The engine said nothing for {self._limit:g} s; ask again.")
+        self.patience = min(self._timeouts.keepalive, left)
 
 
 class ClientWatch:

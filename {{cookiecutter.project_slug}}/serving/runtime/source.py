@@ -15,7 +15,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from serving.runtime.checks import PICKLES, TEXT_SUFFIXES
 from serving.runtime.store import ModelStore, StoreError
 
-_REPOSITORY = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?$")
+_REPOSITORY = re.compile(r"^(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?$")
 
 
 @dataclass(frozen=True)

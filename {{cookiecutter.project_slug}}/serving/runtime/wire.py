@@ -102,7 +102,7 @@ class EngineReply:
         Raises `EngineGone`, or `ClientGone` after `abort`.
         """
         if not self.status and self._error is None:
-            await self._wait(patience)
+            await self._woken(patience)
         if self._error is not None:
             raise self._error
         return bool(self.status)
@@ -113,7 +113,7 @@ class EngineReply:
         Raises `EngineGone` when the connection broke, `ClientGone` after `abort`.
         """
         if not self._buffer and not self.complete and self._error is None:
-            await self._wait(patience)
+            await self._woken(patience)
         if self._error is not None:
             raise self._error
         if self._buffer:
@@ -165,7 +165,8 @@ class EngineReply:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def _wait(self, patience: float | None) -> None:
+    def _woken(self, patience: float | None) -> asyncio.Future[None]:
+        """Done at the next change, or after `patience` seconds."""
         self._waiter = self._loop.create_future()
         if patience is not None:
             # One timer per silence, not per read: it looks again when it rings too early.
@@ -174,14 +175,11 @@ class EngineReply:
                 if self._timer is not None:
                     self._timer.cancel()
                 self._timer = self._loop.call_at(self._wake_at, self._ring)
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     def _ring(self) -> None:
         self._timer = None
-        if self._waiter is None:
+        if self._waiter is None or self._waiter.done():
             return
         if self._loop.time() >= self._wake_at:
             self.wake()

@@ -54,7 +54,9 @@ def test_the_newer_name_of_the_token_limit_wins(fields: dict[str, Any], limit: i
     assert parse(**fields).token_limit == limit
 
 
-@pytest.mark.parametrize("field", ["tools", "logprobs", "response_format", "functions", "logit_bias"])
+@pytest.mark.parametrize(
+    "field", ["tools", "logprobs", "response_format", "functions", "logit_bias"]
+)
 def test_what_the_contract_does_not_offer_is_refused_and_not_ignored(field: str) -> None:
     with pytest.raises(ValidationError) as caught:
         parse(**{field: []})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -29,7 +30,7 @@ def read_in_pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     reader = sse.EventReader()
     marks = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     got = []
-    for start, end in zip(marks, marks[1:], strict=False):
+    for start, end in pairwise(marks):
         got += reader.feed(data[start:end])
     return got
 

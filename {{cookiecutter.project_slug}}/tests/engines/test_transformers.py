@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def test_the_cut_is_the_same_however_the_answer_is_split(
     text: str, stops: list[str], cuts: list[int]
 ) -> None:
     marks = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = [text[a:b] for a, b in zip(marks, marks[1:], strict=False)]
+    pieces = [text[a:b] for a, b in pairwise(marks)]
     whole = answer([text], stops)
     assert answer(pieces, stops) == whole
     assert not any(stop in whole[0] for stop in stops)

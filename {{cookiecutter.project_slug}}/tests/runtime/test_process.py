@@ -81,7 +81,8 @@ async def test_a_stop_whose_waiter_is_cancelled_still_ends_the_engine(tmp_path: 
 
 async def test_last_words_of_any_length_are_reported(tmp_path: Path) -> None:
     # Each character takes twelve bytes in the guard's report: far more than a pipe holds.
-    code = "import sys; [sys.stdout.buffer.write('\\U0001f4a9'.encode() * 5000 + b'\\n') for _ in range(40)]"
+    line = "'\\U0001f4a9'.encode() * 5000 + b'\\n'"
+    code = f"import sys\nfor _ in range(40): sys.stdout.buffer.write({line})"
     exit_ = await ended(await start(tmp_path, code))
     assert exit_.code == 0
     assert exit_.tail == ["\U0001f4a9" * 2000] * 30

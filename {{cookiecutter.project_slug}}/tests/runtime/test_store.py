@@ -126,7 +126,9 @@ def test_names_do_not_mix(store: ModelStore, model_folder: Path) -> None:
     assert tags(store) == ["a:1", "chat-1:1", "chat.2:1"]
 
 
-@pytest.mark.parametrize("name", ["Chat", "my chat", "../x", "", ".", "chat:1", "a/b", "é", "x" * 64])
+@pytest.mark.parametrize(
+    "name", ["Chat", "my chat", "../x", "", ".", "chat:1", "a/b", "é", "x" * 64]
+)
 def test_a_name_that_cannot_be_served_is_refused_and_leaves_nothing(
     store: ModelStore, model_folder: Path, name: str
 ) -> None:
@@ -144,9 +146,9 @@ def test_bentomls_own_tools_see_our_versions(store: ModelStore, model_folder: Pa
 
 
 def test_entries_that_others_made_are_left_alone(store: ModelStore, model_folder: Path) -> None:
-    code = "import sys, bentoml\nwith bentoml.models.create(sys.argv[1]): pass"
-    for tag in ("chat:7", "chat:abc", "other:1"):
-        assert python(code, tag).wait(60) == 0
+    others = ("chat:7", "chat:abc", "other:1")
+    code = "import sys, bentoml\nfor t in sys.argv[1:]:\n  with bentoml.models.create(t): pass"
+    assert python(code, *others).wait(60) == 0
     assert store.versions() == []
     with pytest.raises(StoreError, match="not imported by"):
         store.get("chat", 7)
@@ -154,7 +156,7 @@ def test_entries_that_others_made_are_left_alone(store: ModelStore, model_folder
     assert version.tag == "chat:8"
     store.delete(version)
     listed = bentoml_cli("models", "list")
-    assert all(tag in listed for tag in ("chat:7", "chat:abc", "other:1"))
+    assert all(tag in listed for tag in others)
     assert bentoml_cli("models", "get", "chat:latest", "-o", "path").strip()
 
 
@@ -195,9 +197,12 @@ def test_a_full_disk_leaves_no_half_version(
 def test_several_processes_that_import_at_once_get_distinct_numbers(
     store: ModelStore, model_folder: Path
 ) -> None:
+    # A pause between reading and writing the counter, so that without a lock two would meet there.
     code = (
-        "import sys; from pathlib import Path; from serving.runtime.store import ModelStore\n"
-        "for _ in range(6): print(ModelStore().add('chat', Path(sys.argv[1]), 'here').number)"
+        "import sys, time; from pathlib import Path; from serving.runtime import store\n"
+        "write = store._write_atomically\n"
+        "store._write_atomically = lambda *args: (time.sleep(0.02), write(*args))\n"
+        "for _ in range(6): print(store.ModelStore().add('chat', Path(sys.argv[1]), '').number)"
     )
     processes = [python(code, model_folder) for _ in range(4)]
     numbers: list[int] = []

@@ -180,10 +180,13 @@ async def test_a_refusal_is_the_contracts_error_and_its_connection_is_not_lost(
         await request.send(whole(body, status))
 
     async with serving(handler) as server:
-        with pytest.raises(ApiError) as caught:
-            await text_of(open_stream(server.port))
-        assert caught.value.code == code
-        assert "/root" not in caught.value.message
+        wire = Wire("127.0.0.1", server.port, {})
+        for _ in range(2):
+            with pytest.raises(ApiError) as caught:
+                await text_of(open_stream(server.port, wire=wire))
+            assert caught.value.code == code
+            assert "/root" not in caught.value.message
+        assert server.connections == 1
 
 
 async def test_closing_a_stream_that_never_began_does_nothing() -> None:

@@ -1,4 +1,4 @@
-"""The same answers from every engine, for the official client and for anybody who reads the bytes."""
+"""The same answers from every engine, for the official client and for whoever reads the bytes."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_an_earlier_reply_can_be_sent_back_as_it_came(service: Service) -> None:
     assert [message["role"] for message in seen] == ["system", "user", "assistant", "user"]
 
 
-UNICODE = "Größe → 東京 🗼👩‍👩‍👧 e\u0301 \u2028 \"quoted\" \\ \t end"
+UNICODE = 'Größe → 東京 🗼👩‍👩‍👧 e\u0301 \u2028 "quoted" \\ \t end'
 
 
 @pytest.mark.parametrize("cut", [1, 3, 64])
@@ -233,7 +233,8 @@ def test_text_survives_being_cut_anywhere(service: Service, cut: int) -> None:
     prompt = script(text=UNICODE, piece=1, cut=cut)
     with service.stream(prompt, max_tokens=100) as stream:
         assert text_of(stream.rest()) == UNICODE
-    assert service.chat(prompt, max_tokens=100).json()["choices"][0]["message"]["content"] == UNICODE
+    whole = service.chat(prompt, max_tokens=100).json()["choices"][0]
+    assert whole["message"]["content"] == UNICODE
 
 
 def test_many_events_in_one_write_are_all_relayed_in_order(service: Service) -> None:

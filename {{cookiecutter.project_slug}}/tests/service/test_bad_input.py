@@ -1,4 +1,4 @@
-"""What a bad request gets: the envelope, the right status, the field's name; and nobody else notices."""
+"""A bad request gets the envelope, the right status and the field's name; nobody else notices."""
 
 from __future__ import annotations
 
@@ -66,7 +66,13 @@ BAD: list[tuple[str, bytes, int, str, str | None]] = [
     ("no role", said(content="hi"), 400, "invalid_request", "messages[0].role"),
     ("an odd role", said(role="king", content="hi"), 400, "invalid_request", "messages[0].role"),
     ("no content", said(role="user"), 400, "invalid_request", "messages[0].content"),
-    ("null content", said(role="user", content=None), 400, "invalid_request", "messages[0].content"),
+    (
+        "null content",
+        said(role="user", content=None),
+        400,
+        "invalid_request",
+        "messages[0].content",
+    ),
     ("content 5", said(role="user", content=5), 400, "invalid_request", "messages[0].content"),
     ("no parts", said(role="user", content=[]), 400, "invalid_request", "messages[0].content"),
     (
@@ -118,7 +124,9 @@ BAD: list[tuple[str, bytes, int, str, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("content", "status", "code", "param"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+@pytest.mark.parametrize(
+    ("content", "status", "code", "param"), [bad[1:] for bad in BAD], ids=[bad[0] for bad in BAD]
+)
 def test_a_bad_request_is_refused_with_its_field(
     service: Service, content: bytes, status: int, code: str, param: str | None
 ) -> None:

@@ -17,13 +17,17 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("deadline")]
 
 @pytest.fixture(scope="module")
 def running(serve: Callable[..., Service]) -> Service:
-    settings = {"restarts": {"attempts": 50, "backoff": 0.3}}
+    settings = {"restarts": {"attempts": 50, "backoff": 0.3}, "timeouts": {"health": 0.5}}
     return serve(engine="vllm", settings=settings).start()
 
 
 @pytest.fixture
 def service(running: Service) -> Service:
-    return running.wait_ready()
+    def whole() -> bool:
+        return running.ready and running.has_engine() and bool(running.stats())
+
+    eventually(whole, "the service is whole again")
+    return running
 
 
 def test_a_killed_engine_breaks_its_stream_and_is_replaced(service: Service) -> None:
@@ -56,6 +60,7 @@ def test_a_crash_before_the_first_byte_is_an_error_reply(service: Service, strea
     reply = service.chat(script(fault="crash_before"), stream=streamed)
     assert reply.status_code in (502, 503)
     assert reply.json()["error"]["code"] in ("engine_error", "model_loading")
+    eventually(lambda: not service.ready, "/readyz shows it", 2)
 
 
 def test_a_crash_within_a_stream_is_an_error_event(service: Service) -> None:

@@ -1,4 +1,4 @@
-"""Engines that fail in the middle of things: the client is told so, and is never told the internals."""
+"""Engines that fail in the middle of things: the client is told so, and never the internals."""
 
 from __future__ import annotations
 

@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import httpx
 import psutil
 import pytest
-from live_service import Event, Service, alive, eventually, text_of
+from live_service import Event, Service, alive, chat_body, eventually, text_of
 from scripted_engine import script
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("deadline")]
 
 Serve = Callable[..., Service]
 
-#: About three seconds.
-STREAM = {"prompt": script(tokens=60, delay_ms=50), "max_tokens": 60}
-WHOLE = " ".join(f"w{i}" for i in range(60))
+WHOLE = " ".join(f"w{i}" for i in range(40))
 
 
 class Reader(threading.Thread):
     """Reads one stream in the background; `begun` is set once text came."""
 
-    def __init__(self, service: Service, prompt: str, max_tokens: int) -> None:
+    def __init__(self, service: Service, tokens: int) -> None:
         super().__init__(daemon=True)
         self.begun = threading.Event()
         self.events: list[Event] = []
-        self._stream = service.stream(prompt, max_tokens=max_tokens)
+        self._stream = service.stream(script(tokens=tokens, delay_ms=50), max_tokens=tokens)
 
     def run(self) -> None:
-        with self._stream as stream:
+        with contextlib.suppress(httpx.TransportError), self._stream as stream:
             for event in stream:
                 self.events.append(event)
                 if event.text:
                     self.begun.set()
 
     @classmethod
-    def of(cls, service: Service, prompt: str, max_tokens: int) -> Reader:
-        reader = cls(service, prompt, max_tokens)
+    def of(cls, service: Service, tokens: int = 40) -> Reader:
+        """One whose stream has begun; 40 tokens take about two seconds."""
+        reader = cls(service, tokens)
         reader.start()
         assert reader.begun.wait(10)
         return reader
@@ -56,7 +58,7 @@ def test_a_stop_lets_running_streams_finish_and_takes_no_new_work(
 ) -> None:
     with serve().start().wait_ready() as service:
         processes = service.processes
-        reader = Reader.of(service, **STREAM)
+        reader = Reader.of(service)
         if number == signal.SIGINT:  # a terminal sends it to the whole group
             os.killpg(processes.serve, number)
         else:
@@ -97,25 +99,12 @@ def test_a_service_stops_while_its_model_loads(serve: Serve) -> None:
 def test_a_stream_longer_than_the_drain_is_cut_with_an_error_event(serve: Serve) -> None:
     with serve(settings={"timeouts": {"drain": 1}}).start().wait_ready() as service:
         processes = service.processes
-        reader = Reader.of(service, script(tokens=200, delay_ms=100), 200)
+        reader = Reader.of(service, 200)
         service.signal(signal.SIGTERM)
         reader.join(5)
         last = reader.events[-1]
         assert (last.name, last.json["error"]["code"]) == ("error", "shutting_down")
         assert service.wait() == 0
-        assert gone(*processes.below)
-
-
-def test_a_second_ctrl_c_ends_the_drain(serve: Serve) -> None:
-    with serve(settings={"timeouts": {"drain": 30}}).start().wait_ready() as service:
-        processes = service.processes
-        reader = Reader.of(service, script(tokens=200, delay_ms=100), 200)
-        os.killpg(processes.serve, signal.SIGINT)
-        eventually(lambda: service.status("/readyz") == 503, "/readyz is off", 2)
-        os.killpg(processes.serve, signal.SIGINT)
-        service.wait(8)
-        reader.join(5)
-        assert reader.events[-1].data != "[DONE]"
         assert gone(*processes.below)
 
 
@@ -134,11 +123,9 @@ def test_a_client_that_left_does_not_hold_up_the_stop(serve: Serve) -> None:
     with serve().start().wait_ready() as service:
         with service.stream(script(fault="silent")) as stream:
             next(iter(stream))
-        with pytest.raises(Exception, match="timed out"):
+        with pytest.raises(httpx.ReadTimeout):
             service.http.post(
-                "/v1/chat/completions",
-                json={"model": "chat", "messages": [{"role": "user", "content": script(delay_ms=500)}]},
-                timeout=0.3,
+                "/v1/chat/completions", json=chat_body(script(delay_ms=500)), timeout=0.3
             )
         eventually(lambda: service.stats()["in_flight"] == 0, "generation was stopped", 3)
         service.signal(signal.SIGTERM)
@@ -157,7 +144,7 @@ def test_a_signal_to_the_whole_group_does_not_reach_the_engine_first(serve: Serv
     """systemd and `docker stop` on some set-ups signal every process there is."""
     with serve().start().wait_ready() as service:
         processes = service.processes
-        reader = Reader.of(service, **STREAM)
+        reader = Reader.of(service)
         for pid in (processes.serve, processes.worker, processes.guard):
             os.kill(pid, signal.SIGTERM)
         reader.join(10)
@@ -171,7 +158,7 @@ def test_a_kill_of_the_service_leaves_nothing_behind(serve: Serve, victim: str) 
     service = serve(behaviour={"spawn_child": True, "ignore_sigterm": True}).start().wait_ready()
     with service:
         processes, child = service.processes, service.stats()["child"]
-        reader = Reader.of(service, **STREAM)
+        reader = Reader.of(service)
         os.kill(getattr(processes, victim), signal.SIGKILL)
         doomed = [processes.guard, processes.engine, child]
         if victim == "worker":
@@ -187,7 +174,6 @@ def test_the_key_is_in_no_command_line_and_in_no_log(serve: Serve) -> None:
         with serve(engine=engine, behaviour={"secret_echo": True}).start().wait_ready() as service:
             worker = psutil.Process(service.processes.worker)
             lines = [" ".join(p.cmdline()) for p in (worker, *worker.children(recursive=True))]
-            eventually(lambda: "guard it well" in service.engine_log.read_text(), "the log is written")
             log = service.engine_log.read_text()
             assert "my key is ***, guard it well" in log
             assert service.engine_log.stat().st_mode & 0o077 == 0
@@ -195,12 +181,12 @@ def test_the_key_is_in_no_command_line_and_in_no_log(serve: Serve) -> None:
                 key = psutil.Process(service.processes.engine).environ()["VLLM_API_KEY"]
             else:
                 line = psutil.Process(service.processes.engine).cmdline()
-                config = line[line.index("--config") + 1]
-                assert os.stat(config).st_mode & 0o077 == 0
-                key = open(config).read().split(": ")[1].strip()
+                config = Path(line[line.index("--config") + 1])
+                assert config.stat().st_mode & 0o077 == 0
+                key = config.read_text().split(": ")[1].strip()
             assert len(key) > 30
             for text in (*lines, log, service.log_text):
                 assert key not in text
             service.stop()
             if engine == "sglang":
-                assert not os.path.exists(config)
+                assert not config.exists()

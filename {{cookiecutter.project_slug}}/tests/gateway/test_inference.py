@@ -1,0 +1,376 @@
+"""The life of a request, with an engine that does the worst at every moment of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway_client import Gateway, gateway, replica_at, snapshot
+from raw_server import STREAM, Request, answer, chunk, event, serving, whole
+
+from serving.contract.sse import EventReader
+from serving.engines.transformers import Transformers
+from serving.runtime.replica import State
+from serving.settings import TransformersEngine
+
+CHAT = "/v1/chat/completions"
+HELLO = {"model": "chat", "messages": [{"role": "user", "content": "Hello"}]}
+FIRST = STREAM + chunk(event({"choices": [{"index": 0, "delta": {"content": "Hel"}}]}))
+
+
+async def says_hello(request: Request) -> None:
+    await request.send(answer("Hel", "lo"))
+
+
+def code_of(body: bytes) -> str:
+    return str(json.loads(body)["error"]["code"])
+
+
+def events(body: bytes) -> list[Any]:
+    return [data if data == b"[DONE]" else json.loads(data) for data in EventReader().feed(body)]
+
+
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not what():
+            await asyncio.sleep(0.001)
+
+
+async def test_a_whole_answer_names_what_was_asked_and_what_answered() -> None:
+    async with gateway(says_hello) as service:
+        reply = await service.post(CHAT, {**HELLO, "model": "chat:3"}, **{"x-request-id": "mine"})
+    assert reply.status_code == 200
+    body = reply.json()
+    assert body["choices"][0]["message"]["content"] == "Hello"
+    assert (body["model"], body["system_fingerprint"]) == ("chat:3", "chat:3")
+    assert reply.headers["x-request-id"] == "mine"
+    assert reply.headers["x-served-version"] == "chat:3"
+    assert reply.headers["x-served-label"] == "production"
+
+
+async def test_a_streamed_answer_is_complete_and_nobody_is_left_in_flight() -> None:
+    async with gateway(says_hello) as service:
+        reply = await service.post(CHAT, {**HELLO, "stream": True})
+        assert service.replica.in_flight == 0
+    *chunks, done = events(reply.content)
+    assert done == b"[DONE]"
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == "Hello"
+
+
+async def test_completions_take_the_same_way() -> None:
+    async def handler(request: Request) -> None:
+        assert json.loads(request.body)["prompt"] == "Once"
+        texts = [event({"choices": [{"index": 0, "text": "upon", "finish_reason": "length"}]})]
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        texts += [event({"choices": [], "usage": usage}), b"data: [DONE]\n\n"]
+        await request.send(STREAM + b"".join(map(chunk, texts)) + b"0\r\n\r\n")
+
+    async with gateway(handler) as service:
+        reply = await service.post("/v1/completions", {"model": "chat", "prompt": "Once"})
+    assert reply.json()["choices"][0] == {
+        "index": 0,
+        "text": "upon",
+        "finish_reason": "length",
+        "logprobs": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"model": "chat"}, 400, "messages"),
+        ({**HELLO, "messages": []}, 400, "messages"),
+        ({**HELLO, "temprature": 1}, 400, "temprature"),
+        ({**HELLO, "model": "nobody"}, 404, "model"),
+        ({**HELLO, "user": "x" * 5000}, 413, None),
+    ],
+)
+async def test_wrong_input_never_reaches_the_engine(
+    body: dict[str, Any], status: int, param: str | None
+) -> None:
+    async with gateway(says_hello) as service:
+        reply = await service.post(CHAT, body)
+        assert reply.status_code == status
+        assert reply.json()["error"]["param"] == param
+        assert service.engine.requests == []
+
+
+async def test_text_that_is_not_unicode_is_refused() -> None:
+    async with gateway(says_hello) as service, service.client() as client:
+        body = b'{"model": "chat", "messages": [{"role": "user", "content": "\xff"}]}'
+        reply = await client.post(CHAT, content=body, headers={"content-type": "application/json"})
+        assert (reply.status_code, code_of(reply.content)) == (400, "invalid_json")
+
+
+async def test_half_a_surrogate_pair_does_not_break_the_service() -> None:
+    async with gateway(says_hello) as service, service.client() as client:
+        body = b'{"model": "chat", "messages": [{"role": "user", "content": "\\ud83d"}]}'
+        reply = await client.post(CHAT, content=body, headers={"content-type": "application/json"})
+        assert reply.status_code == 400
+
+
+async def test_what_the_engine_cannot_do_is_refused_by_name(model_folder: Path) -> None:
+    fields = {"name": "transformers", "max_model_len": 64}
+    engine = Transformers(TransformersEngine.model_validate(fields), model_folder)
+    async with gateway(says_hello, engine) as service:
+        reply = await service.post(CHAT, {**HELLO, "n": 2})
+        assert reply.status_code == 400
+        error = reply.json()["error"]
+        assert (error["code"], error["param"]) == ("unsupported_by_engine", "n")
+        assert service.engine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("state", "code"), [(State.LOADING, "model_loading"), (State.FAILED, "model_failed")]
+)
+async def test_a_model_without_replica_is_503_with_a_time_to_ask_again(
+    state: State, code: str
+) -> None:
+    async with gateway(says_hello) as service:
+        service.router.publish(snapshot(None, state))
+        reply = await service.post(CHAT, HELLO)
+    assert (reply.status_code, code_of(reply.content)) == (503, code)
+    assert int(reply.headers["retry-after"]) > 0
+
+
+Fault = Callable[[Request], Awaitable[None]]
+
+
+async def crash(request: Request) -> None:
+    request.writer.transport.abort()
+
+
+async def crash_midway(request: Request) -> None:
+    await request.send(FIRST)
+    request.writer.transport.abort()
+
+
+async def garbage(request: Request) -> None:
+    await request.send(FIRST + chunk(b"data: {garbage\n\n"))
+
+
+async def not_http(request: Request) -> None:
+    await request.send(b"\x16\x03\x01 /opt/engine/x.py")
+    request.close()
+
+
+async def no_end(request: Request) -> None:
+    await request.send(FIRST + b"0\r\n\r\n")
+
+
+async def done_without_finish(request: Request) -> None:
+    await request.send(FIRST + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+
+async def own_error(request: Request) -> None:
+    await request.send(FIRST + chunk(event({"error": {"message": "/opt/engine/x.py"}})))
+
+
+async def status_500(request: Request) -> None:
+    await request.send(whole(b"Traceback /opt/engine/x.py", 500))
+
+
+FAULTS = [
+    crash,
+    crash_midway,
+    garbage,
+    not_http,
+    no_end,
+    done_without_finish,
+    own_error,
+    status_500,
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+async def test_a_broken_answer_is_never_a_complete_one(fault: Fault) -> None:
+    async with gateway(fault) as service:
+        reply = await service.post(CHAT, HELLO)
+        assert (reply.status_code, code_of(reply.content)) == (502, "engine_error")
+        streamed = await service.post(CHAT, {**HELLO, "stream": True})
+        assert service.replica.in_flight == 0
+    assert b"[DONE]" not in streamed.content
+    assert "/opt" not in reply.text + streamed.text
+    if streamed.status_code == 200:
+        assert b"event: error\ndata: " in streamed.content
+        assert events(streamed.content)[-1]["error"]["code"] == "engine_error"
+    else:
+        assert (streamed.status_code, code_of(streamed.content)) == (502, "engine_error")
+
+
+async def test_a_request_that_has_sent_no_byte_is_tried_once_on_another_replica() -> None:
+    async with serving(says_hello) as healthy:
+        service: Gateway
+
+        async def crash_and_be_replaced(request: Request) -> None:
+            service.router.publish(snapshot(replica_at(healthy.port)))
+            await crash(request)
+
+        async with gateway(crash_and_be_replaced) as service:
+            reply = await service.post(CHAT, HELLO)
+        assert reply.json()["choices"][0]["message"]["content"] == "Hello"
+        assert len(healthy.requests) == 1
+
+
+async def test_it_is_tried_no_third_time() -> None:
+    async with serving(crash) as other:
+        service: Gateway
+
+        async def crash_and_be_replaced(request: Request) -> None:
+            service.router.publish(snapshot(replica_at(other.port)))
+            await crash(request)
+
+        async with gateway(crash_and_be_replaced) as service:
+            reply = await service.post(CHAT, HELLO)
+        assert reply.status_code == 502
+        assert len(other.requests) == 1
+
+
+async def test_a_stream_that_has_begun_is_not_begun_again_elsewhere() -> None:
+    async with serving(says_hello) as healthy:
+        service: Gateway
+
+        async def crash_and_be_replaced(request: Request) -> None:
+            service.router.publish(snapshot(replica_at(healthy.port)))
+            await crash_midway(request)
+
+        async with gateway(crash_and_be_replaced) as service:
+            call, task = service.call(CHAT, {**HELLO, "stream": True})
+            await task
+        # Whether the first text went out before the crash was seen decides, never both.
+        assert call.bytes.count(b'"role":"assistant"') == 1
+        assert (b"event: error" in call.bytes) != (b"[DONE]" in call.bytes)
+
+
+async def test_silence_before_the_first_token_is_504_in_time() -> None:
+    async def silent(request: Request) -> None:
+        await request.client_left()
+
+    async with gateway(silent, first_token=0.1, keepalive=60) as service:
+        for stream in (False, True):
+            reply = await service.post(CHAT, {**HELLO, "stream": stream})
+            assert (reply.status_code, code_of(reply.content)) == (504, "timeout")
+
+
+async def test_silence_within_the_answer_ends_the_stream_with_an_error() -> None:
+    async def stalls(request: Request) -> None:
+        await request.send(FIRST)
+        await request.client_left()
+
+    async with gateway(stalls, first_token=60, stall=0.1, keepalive=60) as service:
+        reply = await service.post(CHAT, {**HELLO, "stream": True})
+        assert reply.status_code == 200
+        assert events(reply.content)[-1]["error"]["code"] == "timeout"
+        assert b"[DONE]" not in reply.content
+
+
+async def test_a_long_prefill_sends_comments_and_then_the_whole_answer() -> None:
+    release = asyncio.Event()
+
+    async def slow(request: Request) -> None:
+        await release.wait()
+        await says_hello(request)
+
+    async with gateway(slow, keepalive=0.02) as service:
+        call, task = service.call(CHAT, {**HELLO, "stream": True})
+        await until(lambda: call.bytes.count(b": keep-alive\n\n") >= 3)
+        release.set()
+        await task
+        assert events(call.bytes)[-1] == b"[DONE]"
+
+
+async def test_a_whole_reply_is_not_spoilt_by_comments() -> None:
+    async def slow(request: Request) -> None:
+        await asyncio.sleep(0.1)  # several keep-alive periods
+        await says_hello(request)
+
+    async with gateway(slow, keepalive=0.02) as service:
+        reply = await service.post(CHAT, HELLO)
+        assert reply.json()["choices"][0]["message"]["content"] == "Hello"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("moment", ["before", "within"])
+async def test_a_client_that_leaves_stops_generation(stream: bool, moment: str) -> None:
+    engine_left = asyncio.Event()
+
+    async def endless(request: Request) -> None:
+        if moment == "within":
+            await request.send(FIRST)
+        await request.client_left()
+        engine_left.set()
+
+    async with gateway(endless) as service:
+        call, task = service.call(CHAT, {**HELLO, "stream": stream})
+        await until(lambda: service.replica.in_flight == 1)
+        if stream and moment == "within":
+            async with asyncio.timeout(10):
+                await call.arrived.wait()
+        call.left.set()
+        async with asyncio.timeout(10):
+            await task
+            await engine_left.wait()
+        assert service.replica.in_flight == 0
+        assert b"[DONE]" not in call.bytes
+
+
+async def test_one_clients_broken_request_does_not_touch_anothers() -> None:
+    release = asyncio.Event()
+
+    async def handler(request: Request) -> None:
+        if b"bad" in request.body:
+            await crash(request)
+            return
+        await release.wait()
+        await says_hello(request)
+
+    async with gateway(handler) as service:
+        good, task = service.call(CHAT, {**HELLO, "stream": True})
+        await until(lambda: service.replica.in_flight == 1)
+        bad = {**HELLO, "messages": [{"role": "user", "content": "bad"}]}
+        assert (await service.post(CHAT, bad)).status_code == 502
+        release.set()
+        await task
+        assert events(good.bytes)[-1] == b"[DONE]"
+
+
+async def test_a_new_request_after_the_stop_has_begun_gets_503() -> None:
+    async with gateway(says_hello) as service:
+        service.shutdown.started = True
+        reply = await service.post(CHAT, HELLO)
+        assert (reply.status_code, code_of(reply.content)) == (503, "shutting_down")
+        assert service.engine.requests == []
+
+
+async def test_a_stream_cut_by_the_stop_ends_with_an_error_event() -> None:
+    async def endless(request: Request) -> None:
+        await request.send(FIRST)
+        await request.client_left()
+
+    async with gateway(endless) as service:
+        call, task = service.call(CHAT, {**HELLO, "stream": True})
+        async with asyncio.timeout(10):
+            await call.arrived.wait()
+        service.shutdown.cutting = True
+        task.cancel()
+        await task
+        assert events(call.bytes)[-1]["error"]["code"] == "shutting_down"
+        assert service.replica.in_flight == 0
+        assert call.sent[-1]["more_body"] is False
+
+
+async def test_any_other_cancellation_is_not_swallowed() -> None:
+    async def endless(request: Request) -> None:
+        await request.client_left()
+
+    async with gateway(endless) as service:
+        _, task = service.call(CHAT, HELLO)
+        await until(lambda: service.replica.in_flight == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert service.replica.in_flight == 0
