@@ -26,9 +26,10 @@ $(READY):
 		|| { echo "The template's tools could not be installed: see above; then delete $(VENV) and run make again." >&2; exit 1; }
 	@rm -f $(VENV)/.installed-* && touch $@
 
-# Baking over an older bake keeps its environments; they are made again only when their pins changed.
+# Baking again keeps the environments, which are made again only when their pins changed, and nothing else.
 .PHONY: bake
 bake: $(READY)
+	@test ! -d $(DEMO) || find $(DEMO) -mindepth 1 -maxdepth 1 ! -name .venv ! -name .engine -exec rm -rf {} +
 	$(VENV)/bin/cookiecutter . --no-input --default-config --overwrite-if-exists --output-dir build/demo engine=transformers model_source=demo
 	$(MAKE) --no-print-directory -C $(DEMO) install
 

@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=10)
     parser.add_argument("--rounds", type=int, default=8)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what runs is stopped too
     project: Path = options.project.absolute()
     with tempfile.TemporaryDirectory() as scratch:
         relay_cost(project, Path(scratch), options)

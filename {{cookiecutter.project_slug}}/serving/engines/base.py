@@ -44,13 +44,15 @@ class Engine(ABC):
 
     `capabilities` are the optional request fields it honours (see `contract.sampling.Request`).
     `takes_key` says whether it can demand the launch key of its callers. `ends_with_done` says
-    whether its streams end with `[DONE]`, so that a missing one means a broken stream.
+    whether its streams end with `[DONE]`, so that a missing one means a broken stream. `needs` are
+    files a model folder must hold for it, beyond what every import checks.
     """
 
     name: ClassVar[str]
     takes_key: ClassVar[bool]
     ends_with_done: ClassVar[bool] = True
     health_path: ClassVar[str] = "/health"
+    needs: ClassVar[tuple[str, ...]] = ()
 
     settings: EngineBase
 
@@ -72,7 +74,7 @@ class Engine(ABC):
     def command(self, launch: Launch) -> list[str]:
         """The command line. It must hold no secret: any user of the machine can read it."""
 
-    def prepare(self, launch: Launch) -> None:
+    def prepare(self, launch: Launch) -> None:  # noqa: B027 - most engines need nothing
         """Writes into `launch.folder` what the command reads from there, if anything."""
 
     def environment(self, launch: Launch) -> dict[str, str]:

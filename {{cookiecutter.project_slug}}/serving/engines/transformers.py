@@ -41,6 +41,7 @@ class Transformers(Engine):
     name: ClassVar[str] = "transformers"
     takes_key: ClassVar[bool] = False
     ends_with_done: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("tokenizer.json",)  # the adapter counts prompts with it
 
     @property
     def capabilities(self) -> frozenset[str]:

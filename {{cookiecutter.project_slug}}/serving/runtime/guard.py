@@ -35,7 +35,12 @@ def main() -> None:
     # Unbuffered: a `stop` that follows at once must not be swallowed with the order.
     with open(0, "rb", buffering=0, closefd=False) as orders:
         order: dict[str, Any] = json.loads(orders.readline())
-    Guard(order).run()
+    try:
+        guard = Guard(order)
+    except OSError as error:
+        report({"exit": 1, "tail": [f"{order['log']} cannot be written: {error.strerror}"]})
+    else:
+        guard.run()
 
 
 class Guard:
@@ -72,16 +77,16 @@ class Guard:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 umask=self.umask,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - the guard has one thread
             )
         except OSError as error:
             command = self.order["command"][0]
-            self.report({"exit": 127, "tail": [f"{command}: {error.strerror}"]})
+            report({"exit": 127, "tail": [f"{command}: {error.strerror}"]})
             return
-        self.report({"pid": engine.pid})
+        report({"pid": engine.pid})
         self.watch(engine, wake_read)
         self.end_group(engine)
-        self.report({"exit": engine.wait(), "tail": list(self.tail)})
+        report({"exit": engine.wait(), "tail": list(self.tail)})
 
     def watch(self, engine: subprocess.Popen[bytes], wake: int) -> None:
         """Until the engine is gone: its output, the gateway's orders, the end of either."""
@@ -125,18 +130,19 @@ class Guard:
 
     def write(self, data: bytes) -> None:
         *lines, self.rest = (self.rest + data).split(b"\n")
+        noise = self.order["noise"]
         for line in lines:
             text = line.decode("utf-8", "replace").rstrip("\r")
             if self.order["secret"]:
                 text = text.replace(self.order["secret"], "***")
-            if text and self.order["noise"] not in text:
+            if text and not (noise and noise in text):
                 self.tail.append(text[:2000])
                 self.log.warning("%s", text)
 
-    @staticmethod
-    def report(message: dict[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(1, json.dumps(message).encode() + b"\n")
+
+def report(message: dict[str, Any]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(1, json.dumps(message).encode() + b"\n")
 
 
 def _die_with_parent() -> None:

@@ -25,8 +25,9 @@ log = logging.getLogger("bentoml.serving")
 
 
 def plan(settings: Settings, store: ModelStore) -> list[Version]:
-    """The version each model is to serve. Raises `SettingsError` for a model the store lacks or an
-    engine that is not installed: better no start than a service that can never be ready."""
+    """The version each model is to serve. Raises `SettingsError` for a model the store lacks, or an
+    engine that is not installed or cannot serve it: better no start than a service that can never
+    be ready."""
     versions = []
     for name, model in settings.models.items():
         try:
@@ -37,6 +38,12 @@ def plan(settings: Settings, store: ModelStore) -> list[Version]:
         engine = create_engine(settings.engine_of(name), version.path)
         if not os.access(engine.program, os.X_OK):
             raise SettingsError(f"serving.yaml: {not_installed(engine.name, engine.program)}.")
+        lacking = [file for file in engine.needs if not (version.path / file).is_file()]
+        if lacking:
+            raise SettingsError(
+                f"serving.yaml: models.{name}: {engine.name} needs {lacking[0]}, which "
+                f"{version.tag} lacks; choose another engine, or import a model that has it."
+            )
         versions.append(version)
     return versions
 
@@ -114,6 +121,7 @@ class Keeper:
         self._hooks = hooks
         self._publish = publish
         self._replica: Replica | None = None
+        self._stopped = False
         self._wanted = asyncio.Event()
         self._idle_state = State.UNLOADED
         if settings.models[version.name].load != "lazy":
@@ -149,6 +157,8 @@ class Keeper:
         self._fail(f"{self.reason}; {deaths} starts in a row ended so, giving up")
 
     async def stop(self) -> None:
+        """Ends the engine; `run` must have been cancelled."""
+        self._stopped = True
         if self._replica is not None:
             await self._replica.stop()
 
@@ -156,7 +166,7 @@ class Keeper:
         """From start to death: the seconds it served, or None when another start is no use."""
         began: float | None = None
         try:
-            await asyncio.to_thread(self._store.verify, self.version)
+            await asyncio.to_thread(self._store.verify, self.version, self._still_wanted)
             self._replica = Replica(self._settings, self.version, self._hooks)
             await self._replica.start()
             began = time.monotonic()
@@ -181,6 +191,11 @@ class Keeper:
         if dead is not None:
             await dead.stop()
         return 0.0 if began is None else time.monotonic() - began
+
+    def _still_wanted(self, _: int) -> None:
+        """Called for each block of a file that is verified: its thread would hold up a stop."""
+        if self._stopped:
+            raise ReplicaDied("the service stops")
 
     def _want(self) -> None:
         self._idle_state = State.LOADING

@@ -59,7 +59,12 @@ class Shutdown:
 
     def install(self) -> None:
         """Catches SIGTERM and SIGINT before the server does, and notices the parent's death: a
-        worker whose `bentoml serve` was killed would serve on, unseen and unstoppable."""
+        worker whose `bentoml serve` was killed would serve on, unseen and unstoppable.
+
+        Does nothing under another host than `bentoml serve`, whose signals are its own business.
+        """
+        if "BENTOML_RUNNER_MAP" not in os.environ:  # set by `bentoml serve` for its workers
+            return
         loop = asyncio.get_running_loop()
         for caught_signal in (signal.SIGTERM, signal.SIGINT):
             self._previous[caught_signal] = signal.getsignal(caught_signal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from serving.contract.errors import engine_error, timed_out
@@ -69,10 +70,8 @@ class EngineStream:
         if not self.complete:
             self._reply.abort()
         elif not self._reply.complete:  # the last chunk's frame, a few bytes behind the end mark
-            try:
+            with contextlib.suppress(EngineGone):
                 await self._reply.read(1.0)
-            except EngineGone:
-                pass
         self._reply.close()
 
     async def _head(self, patience: float) -> bool:

@@ -32,7 +32,9 @@ class Server:
 
 
 @pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
+def _worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a worker of `bentoml serve`, with this process's own handlers back at the end."""
+    monkeypatch.setenv("BENTOML_RUNNER_MAP", "{}")
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in before.items():
@@ -198,3 +200,11 @@ async def test_the_death_of_the_parent_is_a_stop(monkeypatch: pytest.MonkeyPatch
     _, server = installed(limit=60)
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert await server.hears() == [signal.SIGTERM]
+
+
+async def test_under_another_host_the_signals_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("BENTOML_RUNNER_MAP")
+    _, server = installed(limit=60)
+    assert signal.getsignal(signal.SIGTERM) == server.handle
