@@ -25,7 +25,7 @@ NEXT_QUESTION = "What is the capital of Japan?"
 START_LIMIT = 600.0  # seconds from the start of the service to ready
 ANSWER_LIMIT = 120.0  # seconds without a byte of the answer
 STOP_LIMIT = 60.0  # seconds from the signal to the end of the service
-GRACE = 30  # seconds that running streams get to finish
+GRACE = 5  # seconds the server waits for clients that read nothing
 LOG_LINES = 25
 
 

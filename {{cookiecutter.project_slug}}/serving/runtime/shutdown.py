@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -78,9 +78,6 @@ class Shutdown:
 
     def _begin(self, number: int) -> None:
         if self.started:
-            if number == signal.SIGINT:  # a second Ctrl-C: now
-                self._limit = 0
-                self._changed.set()
             return
         self.started = True
         if self._running:
@@ -88,22 +85,20 @@ class Shutdown:
         self._spawn(self._drain(number))
 
     async def _drain(self, number: int) -> None:
-        began = time.monotonic()
-        await self._until(lambda: began + self._limit)
+        await self._until(time.monotonic() + self._limit)
         if self._running:
             log.warning("stopping: %d requests are cut off", len(self._running))
             self.cutting = True
             for task in self._running:
                 task.cancel()
-            last = time.monotonic() + LAST_WORDS
-            await self._until(lambda: last)
+            await self._until(time.monotonic() + LAST_WORDS)
         previous = self._previous[number]
         if callable(previous):
             previous(number, None)
 
-    async def _until(self, deadline: Callable[[], float]) -> None:
-        """Until nothing runs, or the deadline, which a second Ctrl-C may bring forward."""
-        while self._running and (left := deadline() - time.monotonic()) > 0:
+    async def _until(self, deadline: float) -> None:
+        """Until nothing runs, or the deadline."""
+        while self._running and (left := deadline - time.monotonic()) > 0:
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
