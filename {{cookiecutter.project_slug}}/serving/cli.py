@@ -56,6 +56,7 @@ def import_model(
             fetched.folder,
             fetched.described,
             allow_pickle=allow_pickle,
+            consume=fetched.staged,
             advance=lambda done: bar.advance(task, done),
         )
         bar.update(task, completed=total)

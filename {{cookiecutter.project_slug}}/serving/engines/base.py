@@ -147,12 +147,7 @@ class EngineChunk(msgspec.Struct):
     error: msgspec.Raw | None = None
 
 
-_REASONS: dict[str, FinishReason] = {
-    "stop": "stop",
-    "length": "length",
-    "eos_token": "stop",
-    "abort": "length",
-}
+_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 class StreamDecoder:
@@ -177,7 +172,11 @@ class StreamDecoder:
         deltas = []
         for choice in chunk.choices:
             text = choice.delta.content if choice.delta is not None else choice.text
-            reason = _REASONS.get(choice.finish_reason or "")
+            reason = None
+            if choice.finish_reason is not None:
+                reason = _REASONS.get(choice.finish_reason)
+                if reason is None:  # "abort", "error": it stopped, but did not finish
+                    raise engine_error()
             if text or reason:
                 deltas.append(Delta(choice.index, text or "", reason))
         return deltas

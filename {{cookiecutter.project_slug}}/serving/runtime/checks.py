@@ -112,6 +112,14 @@ def copy_and_hash(source: Path, target: Path, advance: Callable[[int], None]) ->
     return digest.hexdigest()
 
 
+def move_and_hash(source: Path, target: Path, advance: Callable[[int], None]) -> str:
+    """Moves one file within its file system and returns its SHA-256."""
+    digest = hash_file(source, advance)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+    return digest
+
+
 def _blocks(path: Path, size: int = 4 * 1024 * 1024) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(size):

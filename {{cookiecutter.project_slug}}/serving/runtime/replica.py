@@ -35,7 +35,6 @@ class State(enum.StrEnum):
     LOADING = "loading"
     WARMING = "warming"
     READY = "ready"
-    DRAINING = "draining"
     STOPPED = "stopped"
     FAILED = "failed"
 
@@ -78,9 +77,10 @@ class Replica:
             await self._warm_up()
         self.state = State.READY
         log.info(
-            "%s is ready on %s (engine healthy after %.1f s, warm-up %.1f s)",
+            "%s is ready on %s, process %s (engine healthy after %.1f s, warm-up %.1f s)",
             self.version.tag,
             self.engine.name,
+            self.pid,
             healthy - began,
             time.monotonic() - healthy,
         )

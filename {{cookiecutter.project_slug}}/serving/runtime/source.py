@@ -20,10 +20,12 @@ _REPOSITORY = re.compile(r"^(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))
 
 @dataclass(frozen=True)
 class Fetched:
-    """A model folder on this machine, and how to name its origin for good."""
+    """A model folder on this machine, and how to name its origin for good. A `staged` one was made
+    for the import, which may take its files away."""
 
     folder: Path
     described: str
+    staged: bool = False
 
 
 @contextlib.contextmanager
@@ -47,7 +49,7 @@ def fetch(source: str, store: ModelStore, demo: Path, *, allow_pickle: bool) -> 
         commit = _download(
             repository["id"], repository["revision"] or "main", staging / "hub", allow_pickle
         )
-        yield Fetched(staging / "hub", f"hf:{repository['id']}@{commit}")
+        yield Fetched(staging / "hub", f"hf:{repository['id']}@{commit}", staged=True)
 
 
 def _download(repository: str, revision: str, folder: Path, allow_pickle: bool) -> str:

@@ -31,6 +31,7 @@ from serving.runtime.checks import (
     ModelRefused,
     VerifiedCache,
     copy_and_hash,
+    move_and_hash,
     wanted_files,
 )
 
@@ -148,20 +149,23 @@ class ModelStore:
         described: str,
         *,
         allow_pickle: bool = False,
+        consume: bool = False,
         advance: Callable[[int], None] = lambda _: None,
     ) -> Version:
         """Imports the model folder `source` as the next version of `name`.
 
-        `described` is kept as the version's source; `advance` is told the bytes done. Raises
-        `ModelRefused` or `StoreError`; whatever happens, the store holds the whole version or
-        nothing of it.
+        `described` is kept as the version's source; `advance` is told the bytes done. With
+        `consume` the files are moved, not copied: for a download that was staged in this store.
+        Raises `ModelRefused` or `StoreError`; whatever happens, the store holds the whole version
+        or nothing of it.
         """
+        take = move_and_hash if consume else copy_and_hash
         check_name(name)
         with self.staging() as staging:
             folder = staging / "model"
             records = []
             for path in wanted_files(source, allow_pickle=allow_pickle):
-                digest = copy_and_hash(source / path, folder / path, advance)
+                digest = take(source / path, folder / path, advance)
                 size = (folder / path).stat().st_size
                 records.append(FileRecord(path.as_posix(), size, digest))
             with self._lock():

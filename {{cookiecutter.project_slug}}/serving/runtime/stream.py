@@ -86,12 +86,9 @@ class EngineStream:
 
     async def _refused(self, reply: EngineReply) -> None:
         body = await reply.body()
-        log.warning(
-            "%s answered %d: %.500s",
-            self._engine.name,
-            reply.status,
-            body.decode("utf-8", "replace"),
-        )
+        # Its words may quote the prompt, which belongs in no log unless somebody asks for it.
+        log.warning("%s answered %d", self._engine.name, reply.status)
+        log.debug("%s said: %.500s", self._engine.name, body.decode("utf-8", "replace"))
         raise self._engine.refusal(reply.status, body, self._param)
 
 

@@ -117,15 +117,17 @@ def test_what_only_one_engine_says_is_left_out(engine: Engine) -> None:
     assert event == EngineEvent()
 
 
-@pytest.mark.parametrize(
-    ("said", "contract"),
-    [("stop", "stop"), ("length", "length"), ("eos_token", "stop"), ("abort", "length")],
-)
-def test_every_finish_reason_becomes_one_of_the_contracts(
-    engine: Engine, said: str, contract: str
-) -> None:
-    (delta,) = decode(engine, choices=[{"index": 0, "delta": {}, "finish_reason": said}]).deltas
-    assert delta.finish_reason == contract
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_a_finish_reason_of_the_contract_is_kept(engine: Engine, reason: str) -> None:
+    (delta,) = decode(engine, choices=[{"index": 0, "delta": {}, "finish_reason": reason}]).deltas
+    assert delta.finish_reason == reason
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "eaten"])
+def test_an_answer_that_stopped_without_finishing_is_an_error(engine: Engine, reason: str) -> None:
+    with pytest.raises(ApiError) as failure:
+        decode(engine, choices=[{"index": 0, "delta": {}, "finish_reason": reason}])
+    assert failure.value.code == "engine_error"
 
 
 def test_usage_is_read_wherever_it_stands(engine: Engine) -> None:

@@ -58,6 +58,17 @@ def test_versions_are_numbered_from_one_in_the_order_of_import(
     assert imported[0].created <= imported[2].created
 
 
+def test_a_staged_download_is_moved_into_the_store_not_copied(
+    store: ModelStore, model_folder: Path
+) -> None:
+    with store.staging() as staging:
+        download = Path(shutil.copytree(model_folder, staging / "hub"))
+        inode = (download / "model.safetensors").stat().st_ino
+        version = store.add("chat", download, "hub", consume=True)
+    assert (version.path / "model.safetensors").stat().st_ino == inode
+    store.verify(version, trust_cache=False)
+
+
 def test_an_import_holds_every_file_with_its_size_and_hash(
     store: ModelStore, model_folder: Path
 ) -> None:
