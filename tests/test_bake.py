@@ -191,7 +191,9 @@ def test_the_demo_model_arrives_byte_for_byte(bake: Bake, template: Template) ->
 
 def test_make_names_every_target_of_a_bake(baked: tuple[dict[str, str], Path]) -> None:
     _, project = baked
-    told = subprocess.run(["make"], cwd=project, check=True, capture_output=True, text=True)
+    # These tests run under a make of their own, which would have this one announce its folder.
+    command = ["make", "--no-print-directory"]
+    told = subprocess.run(command, cwd=project, check=True, capture_output=True, text=True)
     targets = [line.split()[1] for line in told.stdout.splitlines()]
     assert targets == ["help", "install", "gateway", "engine", "model", "serve", "lint", "test"]
     assert told.stderr == ""

@@ -22,6 +22,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 models = typer.Typer(no_args_is_help=True, help="The model versions this service can serve.")
 app.add_typer(models, name="models")
 console = Console()
+errors = Console(stderr=True)
 
 
 @app.callback()
@@ -78,15 +79,12 @@ def list_models(name: Annotated[str | None, typer.Argument()] = None) -> None:
 
 @models.command("show")
 def show_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> None:
-    """Show one version's files with their SHA-256."""
+    """Show one version's files with their SHA-256, in the form that `sha256sum --check` reads."""
     version = _get(ModelStore(), tag)
-    console.print(
-        f"[bold]{version.tag}[/bold] from {version.source}\n{version.path}", soft_wrap=True
-    )
-    table = Table("file", "size", "sha256", box=None, pad_edge=False)
+    print(f"# {version.tag}, {decimal(version.size)}, from {version.source}")
+    print(f"# {version.path}")
     for file in version.files:
-        table.add_row(file.path, decimal(file.size), file.sha256)
-    console.print(table)
+        print(f"{file.sha256}  {file.path}")
 
 
 @models.command("verify")
@@ -124,7 +122,8 @@ def _progress() -> Progress:
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
-        console=console,
+        console=errors,
+        disable=not errors.is_terminal,
     )
 
 

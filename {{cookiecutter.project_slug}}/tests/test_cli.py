@@ -82,12 +82,19 @@ def imported(store_home: Path, model_folder: Path) -> ModelStore:
     return store
 
 
-def test_an_import_shows_its_progress_and_the_version_it_made(
+def test_an_import_shows_its_progress_in_a_terminal(
+    serving: Serving, store_home: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "errors", Console(stderr=True, force_terminal=True, width=200))
+    done = serving("models", "import", "chat", model_folder)
+    assert f"chat from {model_folder}" in done.err
+    assert "Imported chat:1 (" in done.out
+
+
+def test_an_import_says_which_version_it_made(
     fine: Told, store_home: Path, model_folder: Path
 ) -> None:
-    out = fine("models", "import", "chat", model_folder)
-    assert f"chat from {model_folder}" in out.replace("\n", "")
-    assert "Imported chat:1 (" in out
+    assert "Imported chat:1 (" in fine("models", "import", "chat", model_folder)
     assert "Imported chat:2 (" in fine("models", "import", "chat", model_folder)
     assert ModelStore(store_home).latest("chat").source == str(model_folder)
 
