@@ -170,18 +170,6 @@ async def test_a_request_that_will_not_end_does_not_keep_the_service_alive(
     await task
 
 
-async def test_a_second_ctrl_c_ends_the_waiting() -> None:
-    shutdown, server = installed(limit=600)
-    request = Request(shutdown)
-    await asyncio.sleep(0)
-    kill(signal.SIGINT)
-    await until_started(shutdown)
-    kill(signal.SIGINT)
-    assert await server.hears() == [signal.SIGINT]
-    await request.task
-    assert request.cut
-
-
 async def test_a_second_sigterm_changes_nothing() -> None:
     shutdown, server = installed(limit=600)
     request = Request(shutdown)

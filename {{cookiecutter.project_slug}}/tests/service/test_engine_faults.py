@@ -48,9 +48,8 @@ def test_a_stream_that_breaks_before_its_first_event_is_a_bad_gateway(service: S
         assert b"engine_error" in stream.response.read()
 
 
+@pytest.mark.parametrize("service", ["vllm", "sglang"], indirect=True)  # the others send no mark
 def test_an_answer_without_its_end_mark_is_no_answer(service: Service) -> None:
-    if service.engine == "transformers":
-        pytest.skip("transformers serve sends no end mark")
     assert service.chat(script(fault="no_done")).status_code == 502
     with service.stream(script(fault="no_done")) as stream:
         assert assert_broken(stream, "engine_error").startswith("w0")
