@@ -17,6 +17,7 @@ from serving.contract.chat import ChatRequest
 from serving.contract.completions import CompletionRequest
 from serving.contract.errors import ApiError, context_length_exceeded, engine_error, invalid
 from serving.contract.events import Delta, EngineEvent, FinishReason, Usage
+from serving.contract.sampling import Request
 from serving.settings import EngineBase
 
 
@@ -62,8 +63,9 @@ class Engine(ABC):
         self._decoder = msgspec.json.Decoder(EngineChunk)
 
     @property
-    @abstractmethod
-    def capabilities(self) -> frozenset[str]: ...
+    def capabilities(self) -> frozenset[str]:
+        """All of them, unless the engine's module says otherwise."""
+        return frozenset(Request.CAPABILITIES)
 
     @property
     @abstractmethod

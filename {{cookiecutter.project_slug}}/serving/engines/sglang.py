@@ -22,23 +22,6 @@ class Sglang(Engine):
     takes_key: ClassVar[bool] = True
 
     @property
-    def capabilities(self) -> frozenset[str]:
-        return frozenset(
-            {
-                "n",
-                "temperature",
-                "top_p",
-                "top_k",
-                "min_p",
-                "seed",
-                "stop",
-                "presence_penalty",
-                "frequency_penalty",
-                "repetition_penalty",
-            }
-        )
-
-    @property
     def program(self) -> Path:
         return self.settings.home / "bin" / "python"
 
