@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -24,8 +25,8 @@ shutdown = Shutdown(settings.timeouts.drain)
     name=settings.service.name,
     workers=1,  # each worker would run engines of its own
     http={"host": "127.0.0.1"},
-    # BentoML's limit answers outside the contract, so `timeouts.answer` must come first.
-    traffic={"timeout": settings.timeouts.answer + 60},
+    # BentoML answers outside the contract when its limit is over, so ours must be over first.
+    traffic={"timeout": settings.timeouts.lazy + settings.timeouts.answer + 60},
     # One span for every chunk of a stream costs more than relaying it.
     tracing={"excluded_urls": ".*"},
 )
@@ -37,6 +38,10 @@ class Service:
     async def start(self) -> None:
         shutdown.install()
         reconciler.start()
+        # What is loaded by now stays. Left to the collector, walking it halts every stream for a
+        # twentieth of a second, now and then.
+        gc.collect()
+        gc.freeze()
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
