@@ -57,12 +57,16 @@ def request_id(scope: Scope) -> str:
 
 
 class Responder:
-    """Writes one reply: JSON at once, or a stream of events. `started` tells whether bytes went
-    out, after which an error can only be an event."""
+    """Writes one reply: JSON at once, or a stream of events.
+
+    `started` tells whether bytes went out, after which an error can only be an event; `finished`
+    whether the last ones did.
+    """
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.request_id = request_id(scope)
         self.started = False
+        self.finished = False
         self._send = send
         self._headers = [(b"x-request-id", self.request_id.encode())]
 
@@ -77,6 +81,7 @@ class Responder:
     async def json(self, body: bytes, status: int = 200) -> None:
         length = (b"content-length", str(len(body)).encode())
         await self._start(status, [(b"content-type", b"application/json"), length])
+        self.finished = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def stream(self, events: bytes, *, last: bool = False) -> None:
@@ -90,6 +95,7 @@ class Responder:
                     (b"x-accel-buffering", b"no"),  # nginx would hold events back otherwise
                 ],
             )
+        self.finished = last
         await self._send({"type": "http.response.body", "body": events, "more_body": not last})
 
     async def error(self, error: ApiError) -> None:

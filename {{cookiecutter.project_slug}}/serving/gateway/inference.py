@@ -66,7 +66,7 @@ class Inference:
         validation, and settle where the slot is freed.
         """
         responder = Responder(scope, send)
-        watch = ClientWatch(receive)
+        watch = ClientWatch(receive, responder)
         try:
             request = self._parse(await read_body(scope, receive, self._max_body))
             with self._shutdown.request(), watch:
@@ -190,11 +190,13 @@ class Silence:
 
 
 class ClientWatch:
-    """Cancels the task it was entered in when the client leaves. `left` tells that it did."""
+    """Cancels the task it was entered in when the client leaves before its answer is finished.
+    `left` tells that it did."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, responder: Responder) -> None:
         self.left = False
         self._receive = receive
+        self._responder = responder
         self._request: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
@@ -209,6 +211,8 @@ class ClientWatch:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        if self._responder.finished:
+            return
         self.left = True
         assert self._request is not None
         self._request.cancel()

@@ -318,6 +318,31 @@ async def test_a_client_that_leaves_stops_generation(stream: bool, moment: str) 
         assert b"[DONE]" not in call.bytes
 
 
+async def test_a_client_that_leaves_with_its_whole_answer_stops_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "bentoml.serving")
+    gone = asyncio.Event()
+
+    async def handler(request: Request) -> None:
+        whole_reply = answer("Hel", "lo")
+        end = b"0\r\n\r\n"
+        assert whole_reply.endswith(end)
+        await request.send(whole_reply.removesuffix(end))
+        await gone.wait()  # the frame of HTTP's last chunk comes when the client has long left
+        await request.send(end)
+
+    async with gateway(handler) as service:
+        call, task = service.call(CHAT, {**HELLO, "stream": True})
+        await until(lambda: b"[DONE]" in call.bytes)
+        call.left.set()
+        await asyncio.sleep(0)
+        gone.set()
+        async with asyncio.timeout(10):
+            await task
+    assert "generation stopped" not in caplog.text
+
+
 async def test_one_clients_broken_request_does_not_touch_anothers() -> None:
     release = asyncio.Event()
 
