@@ -43,7 +43,8 @@ class UserMessage(BaseModel):
 
 
 class AssistantMessage(BaseModel):
-    """An earlier answer. The SDK's own reply objects may be sent back as they came."""
+    """An earlier answer. The SDK's reply objects may be sent back as they came, or as their
+    `model_dump()` shows them, with a null for all that this answer had nothing of."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -51,6 +52,10 @@ class AssistantMessage(BaseModel):
     content: Content
     name: str | None = None
     refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletionMessage
 from pydantic import ValidationError
 
 from serving.contract.chat import ChatRequest
@@ -34,8 +35,11 @@ def test_content_parts_are_one_text_and_developer_is_system() -> None:
     ]
 
 
-def test_the_sdks_own_answer_may_be_sent_back_as_it_came() -> None:
-    answer = {"role": "assistant", "content": "Paris.", "refusal": None}
+@pytest.mark.parametrize("dumped", [True, False])
+def test_the_sdks_own_answer_may_be_sent_back(dumped: bool) -> None:
+    answer = ChatCompletionMessage(role="assistant", content="Paris.").model_dump(
+        exclude_unset=not dumped
+    )
     request = parse(messages=[answer, {"role": "user", "content": "Why?"}])
     assert request.plain_messages()[0] == {"role": "assistant", "content": "Paris."}
 
