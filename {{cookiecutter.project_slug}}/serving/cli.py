@@ -14,7 +14,7 @@ from rich.table import Table
 
 from serving.runtime.checks import ModelRefused
 from serving.runtime.source import fetch
-from serving.runtime.store import ModelStore, StoreError, Version
+from serving.runtime.store import ModelStore, StoreError, check_name
 
 DEMO = Path(__file__).parent.parent / "demo_model"
 
@@ -44,6 +44,7 @@ def import_model(
     ] = False,
 ) -> None:
     """Import a model as the next version of NAME."""
+    check_name(name)
     store = ModelStore()
     existing = store.versions(name)
     if if_missing and existing:
@@ -80,7 +81,7 @@ def list_models(name: Annotated[str | None, typer.Argument()] = None) -> None:
 @models.command("show")
 def show_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> None:
     """Show one version's files with their SHA-256, in the form that `sha256sum --check` reads."""
-    version = _get(ModelStore(), tag)
+    version = ModelStore().find(tag)
     print(f"# {version.tag}, {decimal(version.size)}, from {version.source}")
     print(f"# {version.path}")
     for file in version.files:
@@ -91,7 +92,7 @@ def show_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> None:
 def verify_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> None:
     """Read all files of one version again and compare them with what was imported."""
     store = ModelStore()
-    version = _get(store, tag)
+    version = store.find(tag)
     with _progress() as bar:
         task = bar.add_task(tag, total=version.size)
         store.verify(version, lambda done: bar.advance(task, done), trust_cache=False)
@@ -102,18 +103,9 @@ def verify_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> Non
 def delete_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> None:
     """Delete one version, unless a running service uses it."""
     store = ModelStore()
-    version = _get(store, tag)
+    version = store.find(tag)
     store.delete(version)
     console.print(f"Deleted {version.tag}.")
-
-
-def _get(store: ModelStore, tag: str) -> Version:
-    name, _, number = tag.partition(":")
-    if not number.isdecimal():
-        raise StoreError(
-            f"{tag!r} is not a version; write NAME:NUMBER, as `serving models list` does."
-        )
-    return store.get(name, int(number))
 
 
 def _progress() -> Progress:

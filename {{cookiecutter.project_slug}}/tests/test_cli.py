@@ -162,7 +162,9 @@ def test_delete_takes_one_version_and_refuses_one_in_use(
         ("nobody:1", "nobody:1 is not in the model store"),
         ("chat", "write NAME:NUMBER"),
         ("chat:latest", "write NAME:NUMBER"),
-        ("../chat:1", "../chat:1 is not in the model store"),
+        ("../chat:1", "write NAME:NUMBER"),
+        ("chat:01", "write NAME:NUMBER"),
+        ("chat:" + "9" * 5000, "write NAME:NUMBER"),
     ],
 )
 def test_a_version_that_is_not_there_is_one_sentence(

@@ -23,7 +23,7 @@ class TextPart(BaseModel):
     text: str
 
 
-Content = str | Annotated[list[TextPart], Field(min_length=1)]
+Content = str | Annotated[list[TextPart], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
 class SystemMessage(BaseModel):
@@ -49,13 +49,14 @@ class AssistantMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["assistant"]
-    content: Content
+    content: Content | None = None
     name: str | None = None
-    refusal: None = None
-    annotations: None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None  # not said again to the model
+    annotations: Annotated[list[None], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: None = None
+    tool_calls: Annotated[list[None], Field(max_length=0)] | None = None
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
@@ -64,13 +65,22 @@ Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discri
 class ChatRequest(Request):
     INPUT_FIELD: ClassVar[str] = "messages"
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    # Bounded and checked only as far as the first fault: a long list of wrong things is no work.
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096, fail_fast=True)]
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
 
     @property
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def characters(self) -> int:
+        return sum(len(message["content"]) for message in self.plain_messages())
+
+    @property
+    def limit_field(self) -> str:
+        return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
 
     def plain_messages(self) -> list[dict[str, str]]:
         """The conversation with each content as one text; `developer` is today's `system`."""
@@ -79,7 +89,7 @@ class ChatRequest(Request):
                 "role": "system" if message.role == "developer" else message.role,
                 "content": message.content
                 if isinstance(message.content, str)
-                else "".join(part.text for part in message.content),
+                else "".join(part.text for part in message.content or ()),
             }
             for message in self.messages
         ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from serving.contract.events import FinishReason, Usage
 from serving.contract.reply import Reply
@@ -17,6 +17,16 @@ class CompletionRequest(Request):
 
     prompt: Annotated[str, Field(min_length=1)]
     max_tokens: Tokens | None = 16  # OpenAI's default for this endpoint; null leaves it open
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_prompt(cls, value: Any) -> Any:
+        """Some clients send a list, which may hold one prompt here."""
+        return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+    @property
+    def characters(self) -> int:
+        return len(self.prompt)
 
     @property
     def token_limit(self) -> int | None:

@@ -110,6 +110,10 @@ def engine_error(message: str = "The engine failed while it answered; ask again.
     return ApiError(502, "engine_error", message)
 
 
+def overloaded(message: str) -> ApiError:
+    return ApiError(503, "overloaded", message, retry_after=1)
+
+
 def internal_error() -> ApiError:
     return ApiError(500, "internal_error", "The service failed; its log says why.")
 
@@ -143,13 +147,23 @@ def unsupported(capability: str, engine_model: str) -> ApiError:
 _UNION_MEMBER = re.compile(r"^(str|int|float|bool|constrained-\w+|list\[.*|[A-Z]\w*|function-.*)$")
 
 
+#: Problems in one body beyond which they are only counted.
+MANY = 200
+
+
 def from_validation(error: ValidationError, model: type[BaseModel]) -> ApiError:
     """The first problem pydantic found, as a 400 that names the field the way the client wrote it.
 
     Where a union offered several shapes, the problem found deepest is the one the client meant, and
     of two as deep the one that is more than the wrong type.
     """
+    if error.error_count() > MANY:  # listing them would take seconds, and nobody reads them
+        return invalid(f"The body has {error.error_count()} wrong or unknown fields.")
     problems = error.errors(include_url=False, include_context=True, include_input=False)
+    if problems[0]["type"] == "unsupported_by_engine":
+        field = problems[0]["ctx"]["field"]
+        message = f"The engine that serves the model does not offer {field!r}; leave the field out."
+        return invalid(message, field, "unsupported_by_engine")
     first = field_path(problems[0]["loc"])
     problem = max(
         (p for p in problems if _within(field_path(p["loc"]), first)),

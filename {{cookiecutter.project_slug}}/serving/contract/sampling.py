@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
+#: Characters of a prompt above which it is worked on beside the event loop.
+HEAVY = 32 * 1024
+#: pydantic's error type for a known field that asks for what is not offered.
+UNSUPPORTED = "unsupported_by_engine"
+
 Tokens = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -15,7 +21,8 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    include_usage: bool = False
+    include_usage: bool | None = False
+    include_obfuscation: bool | None = False  # padding against eavesdroppers: not done, not needed
 
 
 class Request(BaseModel):
@@ -41,13 +48,39 @@ class Request(BaseModel):
         "repetition_penalty": 1,
     }
 
+    #: OpenAI's fields this contract has not yet -> values that ask for nothing, as null does
+    LATER: ClassVar[dict[str, list[Any]]] = {
+        "audio": [],
+        "best_of": [1],
+        "echo": [False],
+        "function_call": ["none", "auto"],
+        "functions": [[]],
+        "logit_bias": [{}],
+        "logprobs": [False],
+        "modalities": [["text"]],
+        "parallel_tool_calls": [True, False],
+        "prediction": [],
+        "reasoning_effort": [],
+        "response_format": [{"type": "text"}],
+        "suffix": [""],
+        "tool_choice": ["none", "auto"],
+        "tools": [[]],
+        "top_logprobs": [0],
+        "verbosity": [],
+        "web_search_options": [],
+    }
+    #: OpenAI's fields that never change an answer: accepted, and of no effect
+    HINTS: ClassVar[frozenset[str]] = frozenset(
+        {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store"}
+    )
+
     model: Annotated[str, Field(min_length=1, max_length=200)]
     n: Annotated[int, Field(ge=1, le=16, strict=True)] = 1
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, strict=True)] | None = None
+    top_k: Annotated[int, Field(ge=-1, strict=True)] | None = None  # 0 or -1: no limit
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -55,6 +88,25 @@ class Request(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_asks_for_nothing(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        kept = {}
+        for name, value in fields.items():
+            if name in cls.LATER:
+                if value is not None and value not in cls.LATER[name]:
+                    raise PydanticCustomError(UNSUPPORTED, "not offered", {"field": name})
+            elif name not in cls.HINTS and not (value is None and name in ("n", "stream")):
+                kept[name] = value
+        return kept
+
+    @field_validator("top_k")
+    @classmethod
+    def _one_way_to_say_no_limit(cls, value: int | None) -> int | None:
+        return 0 if value == -1 else value
 
     @field_validator("stop")
     @classmethod
@@ -68,7 +120,17 @@ class Request(BaseModel):
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def characters(self) -> int:
+        """How long the prompt is."""
+        return 0
+
+    @property
+    def heavy(self) -> bool:
+        """Whether the prompt is so long that work on it would hold up other requests."""
+        return self.characters > HEAVY
 
     @property
     def token_limit(self) -> int | None:
@@ -77,6 +139,11 @@ class Request(BaseModel):
 
     #: The field that holds what the client wrote, for errors about its length.
     INPUT_FIELD: ClassVar[str]
+
+    @property
+    def limit_field(self) -> str:
+        """The field that holds the token limit, for errors about it."""
+        return "max_tokens"
 
     def asked(self) -> dict[str, Any]:
         """The capabilities this request really uses, with their values."""

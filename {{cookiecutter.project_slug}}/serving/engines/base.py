@@ -15,7 +15,13 @@ import msgspec
 
 from serving.contract.chat import ChatRequest
 from serving.contract.completions import CompletionRequest
-from serving.contract.errors import ApiError, context_length_exceeded, engine_error, invalid
+from serving.contract.errors import (
+    ApiError,
+    context_length_exceeded,
+    engine_error,
+    invalid,
+    overloaded,
+)
 from serving.contract.events import Delta, EngineEvent, FinishReason, Usage
 from serving.contract.sampling import Request
 from serving.settings import EngineBase
@@ -122,7 +128,7 @@ class Engine(ABC):
                 return context_length_exceeded(self.settings.max_model_len, None, param)
             return invalid("The engine refused the request's values; see the field limits.", param)
         if status in (429, 503):
-            return ApiError(503, "overloaded", "The engine is busy; ask again.", retry_after=1)
+            return overloaded("The engine is busy; ask again.")
         return engine_error()
 
 

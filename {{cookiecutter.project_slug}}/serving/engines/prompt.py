@@ -32,7 +32,7 @@ class PromptCounter:
         self._tokenizer.no_padding()
 
     def text(self, prompt: str) -> int:
-        return len(self._tokenizer.encode(prompt).ids)
+        return self._count(prompt, special=True)
 
     def chat(self, messages: list[dict[str, str]]) -> int:
         """Raises `ApiError` when the template refuses the messages (two users in a row, say)."""
@@ -40,13 +40,30 @@ class PromptCounter:
             if self._template is None:
                 raise invalid("The model has no chat template; use /v1/completions.", "messages")
             rendered = self._template.render(
-                messages=messages, add_generation_prompt=True, **self._special_tokens
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._special_tokens,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, KeyError, ValueError) as error:
             raise invalid(
                 f"The model's chat template refuses the conversation: {error}", "messages"
             ) from None
-        return len(self._tokenizer.encode(rendered, add_special_tokens=False).ids)
+        return self._count(rendered, special=False)
+
+    def least(self, characters: int) -> int:
+        """The fewest tokens so many characters can make: cheap, where counting takes seconds."""
+        return characters // self._longest
+
+    @cached_property
+    def _longest(self) -> int:
+        """Characters of the longest token, as the tokenizer spells it: a byte is one or more."""
+        return max(map(len, self._tokenizer.get_vocab()))
+
+    def _count(self, text: str, *, special: bool) -> int:
+        # In a batch of one the tokenizer lets other threads run meanwhile.
+        return len(self._tokenizer.encode_batch([text], add_special_tokens=special)[0].ids)
 
     @cached_property
     def _config(self) -> dict[str, Any]:

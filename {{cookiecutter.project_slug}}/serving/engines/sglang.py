@@ -30,6 +30,10 @@ class Sglang(Engine):
         with os.fdopen(file, "w") as config:
             config.write(f'api-key: "{launch.key}"\n')
 
+    def environment(self, launch: Launch) -> dict[str, str]:
+        # Its health check would generate a token each second otherwise.
+        return {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"}
+
     def command(self, launch: Launch) -> list[str]:
         command = [
             str(self.program),

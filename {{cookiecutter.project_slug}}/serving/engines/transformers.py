@@ -76,11 +76,13 @@ class Transformers(Engine):
 
     def chat(self, request: ChatRequest) -> EngineCall:
         messages = request.plain_messages()
+        self._refuse_huge(request)
         prompt = self._counter.chat(messages)
         body = {**self._body(request, prompt), "messages": messages}
         return EngineCall("/v1/chat/completions", msgspec.json.encode(body))
 
     def completion(self, request: CompletionRequest) -> EngineCall:
+        self._refuse_huge(request)
         prompt = self._counter.text(request.prompt)
         body = {**self._body(request, prompt), "prompt": request.prompt}
         return EngineCall("/v1/completions", msgspec.json.encode(body))
@@ -88,13 +90,17 @@ class Transformers(Engine):
     def open_stream(self, stops: list[str]) -> StreamDecoder:
         return _CutAtStop(self._decoder, stops) if stops else StreamDecoder(self._decoder)
 
+    def _refuse_huge(self, request: ChatRequest | CompletionRequest) -> None:
+        least = self._counter.least(request.characters)
+        if least > self.settings.max_model_len:
+            raise context_length_exceeded(self.settings.max_model_len, least, request.INPUT_FIELD)
+
     def _body(self, request: ChatRequest | CompletionRequest, prompt_tokens: int) -> dict[str, Any]:
         room = self.settings.max_model_len - prompt_tokens
         limit = request.token_limit
         if room < (limit or 1):
-            raise context_length_exceeded(
-                self.settings.max_model_len, prompt_tokens, request.INPUT_FIELD
-            )
+            param = request.INPUT_FIELD if room < 1 else request.limit_field
+            raise context_length_exceeded(self.settings.max_model_len, prompt_tokens, param)
         config = {**self._generation_config, "max_new_tokens": limit or room}
         config.pop("max_length", None)
         sampling = {
@@ -104,7 +110,11 @@ class Transformers(Engine):
             "repetition_penalty": request.repetition_penalty,
         }
         config.update({name: value for name, value in sampling.items() if value is not None})
-        if request.temperature is not None:
+        if request.temperature is None:
+            # Asked for a choice among tokens, a model that is greedy by default must make one.
+            if request.asked().keys() & {"top_p", "top_k", "min_p"}:
+                config["do_sample"] = True
+        else:
             config["do_sample"] = request.temperature > 0
             if request.temperature > 0:
                 config["temperature"] = request.temperature

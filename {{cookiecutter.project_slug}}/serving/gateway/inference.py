@@ -115,7 +115,10 @@ class Inference:
     async def _relay(self, request: GenerationRequest, route: Route, responder: Responder) -> None:
         engine = route.replica.engine
         responder.served_by(route.target.tag, route.label)
-        call = _encode(engine, request)
+        if request.heavy:  # counting a long prompt's tokens takes a while
+            call = await asyncio.to_thread(_encode, engine, request)
+        else:
+            call = _encode(engine, request)
         reply = self._endpoint.reply(
             request.model,
             route.target.tag,
@@ -172,12 +175,14 @@ class Silence:
         self._timeouts = timeouts
         self._time = asyncio.get_running_loop().time
         self._limit = timeouts.first_token
+        self._begun = False
         self._since = self._time()
         self.patience = min(timeouts.keepalive, self._limit)
 
     def broken(self) -> None:
         self._since = self._time()
-        if self._limit is not self._timeouts.stall:
+        if not self._begun:
+            self._begun = True
             self._limit = self._timeouts.stall
             self.patience = min(self._timeouts.keepalive, self._limit)
 

@@ -28,6 +28,7 @@ from collections import deque
 from typing import Any
 
 TAIL_LINES = 30
+LINE_BYTES = 64 * 1024
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -129,7 +130,9 @@ class Guard:
             os.killpg(engine.pid, signal.SIGKILL)
 
     def write(self, data: bytes) -> None:
-        *lines, self.rest = (self.rest + data).split(b"\n")
+        # A progress bar ends its lines with \r only, and some programs end them never.
+        *lines, rest = (self.rest + data.replace(b"\r", b"\n")).split(b"\n")
+        self.rest = rest[-LINE_BYTES:]
         noise = self.order["noise"]
         for line in lines:
             text = line.decode("utf-8", "replace").rstrip("\r")

@@ -59,7 +59,7 @@ class EngineProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=REPORT_BYTES,
-            env={**os.environ, **environment},
+            env={**_inherited(), **environment},
             start_new_session=True,  # a terminal's Ctrl-C is for the gateway
         )
         order = {
@@ -92,3 +92,10 @@ class EngineProcess:
                 exit_ = Exit(message["exit"], message["tail"])
         await self._guard.wait()
         self.exited.set_result(exit_)
+
+
+def _inherited() -> dict[str, str]:
+    """The gateway's environment without what is meant for the gateway: with its
+    PROMETHEUS_MULTIPROC_DIR, an engine's metrics would mix with the gateway's own."""
+    own = ("BENTOML_", "PROMETHEUS_", "PYTHONPATH", "PYTHONHOME")
+    return {name: value for name, value in os.environ.items() if not name.startswith(own)}

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 
@@ -56,6 +57,8 @@ class Reconciler:
     ) -> None:
         self.router = Router(settings.timeouts.lazy)
         self._settings = settings
+        self._store = store
+        self._in_use = ExitStack()
         self._keepers = {
             version.name: Keeper(settings, store, version, hooks, self._publish)
             for version in versions
@@ -63,6 +66,8 @@ class Reconciler:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
+        for keeper in self._keepers.values():  # from now on nobody deletes what is to be served
+            self._in_use.enter_context(self._store.in_use(keeper.version))
         self._publish()
         self._tasks.append(asyncio.ensure_future(self._load_in_order()))
 
@@ -72,13 +77,14 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(keeper.stop() for keeper in self._keepers.values()))
+        self._in_use.close()
 
     @property
     def ready(self) -> bool:
-        """Whether every required model can answer. A lazy one that nobody asked for yet can."""
+        """Whether every required model can answer. A lazy one can, at its own pace."""
         return all(
             keeper.state == State.READY
-            or (keeper.state == State.UNLOADED and self._settings.models[name].load == "lazy")
+            or (keeper.state != State.FAILED and self._settings.models[name].load == "lazy")
             for name, keeper in self._keepers.items()
             if self._settings.models[name].required
         )
@@ -135,7 +141,10 @@ class Keeper:
         """This version as the snapshot shows it."""
         ready = self._replica if self.state == State.READY else None
         version = self.version
-        return Target(version.name, version.number, version.created, self.state, ready, self._want)
+        lazy = self._settings.models[version.name].load == "lazy"
+        return Target(
+            version.name, version.number, version.created, self.state, ready, self._want, lazy
+        )
 
     async def run(self) -> None:
         """Starts the replica, and starts it again, until it is cancelled or a crash loop."""
@@ -144,16 +153,16 @@ class Keeper:
             self.settled.set()
             await self._wanted.wait()
         deaths = 0
-        with self._store.in_use(self.version):
-            while deaths < restarts.attempts:
-                served = await self._one_life()
-                if served is None:
-                    return
-                deaths = 1 if served >= restarts.healthy_after else deaths + 1
-                if deaths < restarts.attempts:
-                    pause = min(restarts.backoff * 2 ** (deaths - 1), restarts.backoff_max)
-                    log.error("%s: %s; next start in %g s", self.version.tag, self.reason, pause)
-                    await asyncio.sleep(pause)
+        while deaths < restarts.attempts:
+            served = await self._one_life()
+            if served is None:
+                return
+            self.settled.set()
+            deaths = 1 if served >= restarts.healthy_after else deaths + 1
+            if deaths < restarts.attempts:
+                pause = min(restarts.backoff * 2 ** (deaths - 1), restarts.backoff_max)
+                log.error("%s: %s; next start in %g s", self.version.tag, self.reason, pause)
+                await asyncio.sleep(pause)
         self._fail(f"{self.reason}; {deaths} starts in a row ended so, giving up")
 
     async def stop(self) -> None:

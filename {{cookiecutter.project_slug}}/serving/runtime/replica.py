@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from serving.contract.errors import ApiError
 from serving.engines import create_engine
 from serving.engines.base import Launch
 from serving.runtime.process import EngineProcess
@@ -97,11 +98,10 @@ class Replica:
                 status, _ = await self.wire.get(
                     self.engine.health_path, timeout=self._settings.timeouts.health
                 )
-            except EngineGone:
-                # It may be about to exit, or out of sockets: the exit says more, so wait for it.
-                strikes += 1
-            except TimeoutError:
-                strikes += 1
+            except ApiError:
+                continue  # out of sockets: that is us, not the engine
+            except (EngineGone, TimeoutError):
+                strikes += 1  # it may be about to exit, which says more: wait for that
             else:
                 if status != 200:
                     return f"its health check answers {status}"
@@ -157,7 +157,7 @@ class Replica:
         while time.monotonic() < deadline:
             if process.exited.done():
                 raise ReplicaDied(f"the engine did not start: {process.exited.result()}")
-            with contextlib.suppress(EngineGone, TimeoutError):
+            with contextlib.suppress(ApiError, EngineGone, TimeoutError):
                 status, _ = await self.wire.get(self.engine.health_path, timeout=5)
                 if status == 200:
                     return

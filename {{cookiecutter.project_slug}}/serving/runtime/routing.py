@@ -17,14 +17,14 @@ from serving.runtime.replica import Replica, State
 
 PRODUCTION = "production"
 
-_ADDRESS = re.compile(r"^(?P<name>[^:@]+)(?::(?P<number>[1-9]\d{0,8})|@(?P<label>[^:@]+))?$")
+_ADDRESS = re.compile(r"(?P<name>[^:@]+)(?::(?P<number>[1-9]\d{0,8})|@(?P<label>[^:@]+))?")
 
 
 @dataclass(frozen=True)
 class Target:
     """A version that is to be served, and the replica that serves it now, if any.
 
-    `load` asks for it to be loaded; only lazy models wait for that.
+    `load` asks for it to be loaded; only `lazy` ones wait for that, and are worth waiting for.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Target:
     state: State
     replica: Replica | None
     load: Callable[[], None]
+    lazy: bool = False
 
     @property
     def tag(self) -> str:
@@ -56,7 +57,7 @@ class Snapshot:
 
     def find(self, address: str) -> Target:
         """Raises `ApiError` (404) for an address that names nothing served."""
-        parts = _ADDRESS.match(address)
+        parts = _ADDRESS.fullmatch(address)
         target = self.targets.get(parts["name"]) if parts else None
         if parts is None or target is None:
             raise model_not_found(address)
@@ -83,7 +84,8 @@ class Router:
     async def route(self, address: str) -> Route:
         """Raises `ApiError`: 404 for an unknown address, 503 when nothing can answer it now."""
         target = self.snapshot.find(address)
-        if target.replica is None and target.state == State.UNLOADED:
+        waiting = target.lazy and target.state != State.FAILED
+        if target.replica is None and (waiting or target.state == State.UNLOADED):
             target.load()
             target = await self._loaded(address)
         if target.replica is None:

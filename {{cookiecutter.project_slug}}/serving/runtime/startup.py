@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import resource
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +20,17 @@ _BIND_ERRORS = {
 }
 
 
+def raise_open_file_limit() -> None:
+    """Each stream takes two sockets, and the usual soft limit of 1,024 ends at 500 streams."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems have an "unlimited" nobody gets
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def load(config: Path) -> tuple[Settings, ModelStore, list[Version]]:
     """The checked settings, the store, and the versions to serve; ends the program otherwise."""
     sys.excepthook = _explain
+    raise_open_file_limit()
     try:
         settings = load_settings(config)
         store = ModelStore()

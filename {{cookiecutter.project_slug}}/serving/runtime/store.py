@@ -28,14 +28,14 @@ from filelock import FileLock
 
 from serving.runtime.checks import (
     FileRecord,
-    ModelRefused,
     VerifiedCache,
     copy_and_hash,
     move_and_hash,
     wanted_files,
 )
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?")
+_TAG = re.compile(r"(?P<name>[^:]+):(?P<number>[1-9]\d{0,8})")
 
 
 class StoreError(Exception):
@@ -103,6 +103,15 @@ class ModelStore:
             source=str(metadata.get("source", "")),
             files=[FileRecord(**record) for record in metadata["files"]],
         )
+
+    def find(self, tag: str) -> Version:
+        """The version a person named, `chat:3`. Raises `StoreError`."""
+        parts = _TAG.fullmatch(tag)
+        if parts is None or not _NAME.fullmatch(parts["name"]):
+            raise StoreError(
+                f"{tag!r} is not a version; write NAME:NUMBER, as `serving models list` does."
+            )
+        return self.get(parts["name"], int(parts["number"]))
 
     def latest(self, name: str) -> Version:
         """The highest number. Raises `StoreError` when the model has no version."""
@@ -286,6 +295,3 @@ def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     temporary.write_text(text, "utf-8")
     temporary.replace(path)
-
-
-__all__ = ["ModelRefused", "ModelStore", "StoreError", "Version", "bentoml_home"]

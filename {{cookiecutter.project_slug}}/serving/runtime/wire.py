@@ -8,13 +8,18 @@ engine: while nobody reads a reply, its socket is not read either.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Mapping
 from typing import cast
 
 import httptools
 
+from serving.contract.errors import overloaded
+
 #: Bytes of a reply held before the engine's socket is no longer read.
 HIGH_WATER = 256 * 1024
+#: Seconds for a connection on loopback, where only a full backlog takes time.
+CONNECT_LIMIT = 5.0
 
 
 class EngineGone(Exception):
@@ -48,7 +53,8 @@ class Wire:
     async def request(
         self, method: str, path: str, body: bytes, *, fresh: bool = False
     ) -> EngineReply:
-        """Sends one request; the reply's head comes later. Raises `EngineGone`.
+        """Sends one request; the reply's head comes later. Raises `EngineGone`, or `ApiError` when
+        this process has no socket left.
 
         A kept connection may turn out to have been closed by the engine while it was idle, which
         shows as `EngineReply.stale`; ask again with `fresh` then.
@@ -61,10 +67,15 @@ class Wire:
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
         try:
-            _, connection = await loop.create_connection(
-                lambda: _Connection(self._idle), self._host, self._port
-            )
+            async with asyncio.timeout(CONNECT_LIMIT):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(self._idle), self._host, self._port
+                )
+        except TimeoutError:
+            raise EngineGone("the engine takes no connection") from None
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # our own trouble, not the engine's
+                raise overloaded("The service has no socket left; ask again.") from None
             raise EngineGone(str(error)) from None
         return connection
 

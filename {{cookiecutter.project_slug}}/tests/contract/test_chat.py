@@ -59,12 +59,57 @@ def test_the_newer_name_of_the_token_limit_wins(fields: dict[str, Any], limit: i
 
 
 @pytest.mark.parametrize(
-    "field", ["tools", "logprobs", "response_format", "functions", "logit_bias"]
+    "fields",
+    [
+        {"tools": [{"type": "function"}]},
+        {"logprobs": True},
+        {"response_format": {"type": "json_object"}},
+        {"functions": [{"name": "f"}]},
+        {"logit_bias": {"5": 1}},
+        {"tool_choice": "required"},
+        {"reasoning_effort": "low"},
+    ],
+    ids=lambda fields: next(iter(fields)),
 )
-def test_what_the_contract_does_not_offer_is_refused_and_not_ignored(field: str) -> None:
+def test_what_the_contract_does_not_offer_is_refused_and_not_ignored(
+    fields: dict[str, Any],
+) -> None:
     with pytest.raises(ValidationError) as caught:
-        parse(**{field: []})
-    assert from_validation(caught.value, ChatRequest).param == field
+        parse(**fields)
+    refusal = from_validation(caught.value, ChatRequest)
+    assert (refusal.code, refusal.param) == ("unsupported_by_engine", next(iter(fields)))
+
+
+def test_fields_that_ask_for_nothing_are_accepted() -> None:
+    """What popular clients send whether they use it or not."""
+    request = parse(
+        n=None,
+        stream=None,
+        stream_options={"include_usage": None},
+        tools=[],
+        tool_choice="auto",
+        parallel_tool_calls=True,
+        functions=None,
+        response_format={"type": "text"},
+        modalities=["text"],
+        logit_bias={},
+        logprobs=False,
+        top_logprobs=None,
+        top_k=-1,
+        seed=-1,
+        store=False,
+        metadata={"team": "search"},
+        service_tier="auto",
+        safety_identifier="abc",
+        prompt_cache_key="abc",
+    )
+    assert request.asked() == {"seed": -1}
+
+
+def test_an_earlier_answer_may_lack_what_it_had_not() -> None:
+    answer: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [], "annotations": []}
+    request = parse(messages=[answer, {"role": "user", "content": "Why?"}])
+    assert request.plain_messages()[0] == {"role": "assistant", "content": ""}
 
 
 def test_usage_is_included_only_when_the_stream_options_say_so() -> None:

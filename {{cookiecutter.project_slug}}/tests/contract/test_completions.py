@@ -34,9 +34,21 @@ def test_a_prompt_is_one_text_that_is_not_empty(prompt: Any) -> None:
     assert from_validation(caught.value, CompletionRequest).param == "prompt"
 
 
-@pytest.mark.parametrize("field", ["messages", "max_completion_tokens", "echo", "suffix"])
-def test_fields_of_chat_and_of_older_apis_are_refused_by_name(field: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "code"),
+    [
+        ("messages", "unknown_field"),
+        ("max_completion_tokens", "unknown_field"),
+        ("echo", "unsupported_by_engine"),
+        ("suffix", "unsupported_by_engine"),
+    ],
+)
+def test_fields_of_chat_and_of_older_apis_are_refused_by_name(field: str, code: str) -> None:
     with pytest.raises(ValidationError) as caught:
-        parse(**{field: 1})
+        parse(**{field: True})
     refusal = from_validation(caught.value, CompletionRequest)
-    assert (refusal.code, refusal.param) == ("unknown_field", field)
+    assert (refusal.code, refusal.param) == (code, field)
+
+
+def test_a_list_of_one_prompt_is_a_prompt() -> None:
+    assert parse(prompt=["Once"]).prompt == "Once"

@@ -63,7 +63,7 @@ def user(content: Any, **fields: Any) -> dict[str, Any]:
         (chat(messages=[{**USER, "tool_calls": []}]), "messages[0].tool_calls"),
         (chat(messages=[{**USER, "user": "me"}]), "messages[0].user"),
         (
-            chat(messages=[{"role": "assistant", "content": "no", "refusal": "no"}]),
+            chat(messages=[{"role": "assistant", "content": "no", "refusal": 7}]),
             "messages[0].refusal",
         ),
         (chat(stop=5), "stop"),
@@ -76,7 +76,7 @@ def user(content: Any, **fields: Any) -> dict[str, Any]:
         (chat(temperature=2.5), "temperature"),
         (chat(max_tokens=0), "max_tokens"),
         (chat(n=17), "n"),
-        (chat(seed=2**32), "seed"),
+        (chat(seed=2**63), "seed"),
     ],
     ids=str,
 )
@@ -194,3 +194,13 @@ def test_a_context_error_tells_the_limit_and_the_prompts_own_length() -> None:
 def test_a_missing_capability_is_named() -> None:
     error = unsupported("seed", "chat")
     assert (error.status, error.code, error.param) == (400, "unsupported_by_engine", "seed")
+
+
+def test_a_body_of_nothing_but_faults_is_refused_after_the_first_of_a_list() -> None:
+    refusal = refusal_of({"model": "chat", "messages": [1] * 4000})
+    assert (refusal.status, refusal.param) == (400, "messages[0]")
+
+
+def test_very_many_unknown_fields_are_counted_not_listed() -> None:
+    body = {**chat(), **{f"x{i}": 1 for i in range(5000)}}
+    assert "5000 wrong or unknown fields" in refusal_of(body).message

@@ -296,9 +296,10 @@ async def test_a_whole_reply_is_not_spoilt_by_comments() -> None:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("moment", ["before", "within"])
 async def test_a_client_that_leaves_stops_generation(stream: bool, moment: str) -> None:
-    engine_left = asyncio.Event()
+    engine_asked, engine_left = asyncio.Event(), asyncio.Event()
 
     async def endless(request: Request) -> None:
+        engine_asked.set()
         if moment == "within":
             await request.send(FIRST)
         await request.client_left()
@@ -306,7 +307,9 @@ async def test_a_client_that_leaves_stops_generation(stream: bool, moment: str) 
 
     async with gateway(endless) as service:
         call, task = service.call(CHAT, {**HELLO, "stream": stream})
-        await until(lambda: service.replica.in_flight == 1)
+        async with asyncio.timeout(10):
+            await engine_asked.wait()
+        assert service.replica.in_flight == 1
         if stream and moment == "within":
             async with asyncio.timeout(10):
                 await call.arrived.wait()
