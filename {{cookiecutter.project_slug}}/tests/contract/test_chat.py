@@ -107,7 +107,12 @@ def test_fields_that_ask_for_nothing_are_accepted() -> None:
 
 
 def test_an_earlier_answer_may_lack_what_it_had_not() -> None:
-    answer: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [], "annotations": []}
+    answer: dict[str, Any] = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [],
+        "annotations": [],
+    }
     request = parse(messages=[answer, {"role": "user", "content": "Why?"}])
     assert request.plain_messages()[0] == {"role": "assistant", "content": ""}
 
