@@ -78,10 +78,6 @@ class ChatRequest(Request):
     def characters(self) -> int:
         return sum(len(message["content"]) for message in self.plain_messages())
 
-    @property
-    def limit_field(self) -> str:
-        return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
-
     def plain_messages(self) -> list[dict[str, str]]:
         """The conversation with each content as one text; `developer` is today's `system`."""
         return [

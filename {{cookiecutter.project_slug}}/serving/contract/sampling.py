@@ -140,11 +140,6 @@ class Request(BaseModel):
     #: The field that holds what the client wrote, for errors about its length.
     INPUT_FIELD: ClassVar[str]
 
-    @property
-    def limit_field(self) -> str:
-        """The field that holds the token limit, for errors about it."""
-        return "max_tokens"
-
     def asked(self) -> dict[str, Any]:
         """The capabilities this request really uses, with their values."""
         asked = {}

@@ -99,8 +99,9 @@ class Transformers(Engine):
         room = self.settings.max_model_len - prompt_tokens
         limit = request.token_limit
         if room < (limit or 1):
-            param = request.INPUT_FIELD if room < 1 else request.limit_field
-            raise context_length_exceeded(self.settings.max_model_len, prompt_tokens, param)
+            raise context_length_exceeded(
+                self.settings.max_model_len, prompt_tokens, request.INPUT_FIELD
+            )
         config = {**self._generation_config, "max_new_tokens": limit or room}
         config.pop("max_length", None)
         sampling = {

@@ -95,7 +95,7 @@ def test_a_prompt_and_answer_over_the_context_are_refused_with_the_counts(
     with pytest.raises(ApiError) as caught:
         engine(model_folder).chat(chat(max_tokens=16))
     error = caught.value
-    assert (error.status, error.code, error.param) == (400, "context_length_exceeded", "max_tokens")
+    assert (error.status, error.code, error.param) == (400, "context_length_exceeded", "messages")
     assert "20 tokens and the prompt has 5" in error.message
 
 
