@@ -136,7 +136,7 @@ def context_length_exceeded(limit: int, prompt: int | None, param: str) -> ApiEr
 def unsupported(capability: str, engine_model: str) -> ApiError:
     return ApiError(
         400,
-        "unsupported_by_engine",
+        UNSUPPORTED,
         f"The engine that serves {engine_model!r} lacks the capability {capability!r}; "
         "leave the field out.",
         param=capability,
@@ -147,6 +147,8 @@ def unsupported(capability: str, engine_model: str) -> ApiError:
 _UNION_MEMBER = re.compile(r"^(str|int|float|bool|constrained-\w+|list\[.*|[A-Z]\w*|function-.*)$")
 
 
+#: The code, and pydantic's error type, of a known field that asks for what is not offered.
+UNSUPPORTED = "unsupported_by_engine"
 #: Problems in one body beyond which they are only counted.
 MANY = 200
 
@@ -160,10 +162,10 @@ def from_validation(error: ValidationError, model: type[BaseModel]) -> ApiError:
     if error.error_count() > MANY:  # listing them would take seconds, and nobody reads them
         return invalid(f"The body has {error.error_count()} wrong or unknown fields.")
     problems = error.errors(include_url=False, include_context=True, include_input=False)
-    if problems[0]["type"] == "unsupported_by_engine":
+    if problems[0]["type"] == UNSUPPORTED:
         field = problems[0]["ctx"]["field"]
         message = f"The engine that serves the model does not offer {field!r}; leave the field out."
-        return invalid(message, field, "unsupported_by_engine")
+        return invalid(message, field, UNSUPPORTED)
     first = field_path(problems[0]["loc"])
     problem = max(
         (p for p in problems if _within(field_path(p["loc"]), first)),

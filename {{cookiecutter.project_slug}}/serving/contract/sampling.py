@@ -7,11 +7,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from serving.contract.errors import UNSUPPORTED
+
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 #: Characters of a prompt above which it is worked on beside the event loop.
 HEAVY = 32 * 1024
-#: pydantic's error type for a known field that asks for what is not offered.
-UNSUPPORTED = "unsupported_by_engine"
 
 Tokens = Annotated[int, Field(ge=1, strict=True)]
 

@@ -172,26 +172,24 @@ class Silence:
     """
 
     def __init__(self, timeouts: Timeouts) -> None:
-        self._timeouts = timeouts
+        self._keepalive = timeouts.keepalive
+        self._stall = timeouts.stall
         self._time = asyncio.get_running_loop().time
         self._limit = timeouts.first_token
-        self._begun = False
         self._since = self._time()
-        self.patience = min(timeouts.keepalive, self._limit)
+        self.patience = min(self._keepalive, self._limit)
 
     def broken(self) -> None:
         self._since = self._time()
-        if not self._begun:
-            self._begun = True
-            self._limit = self._timeouts.stall
-            self.patience = min(self._timeouts.keepalive, self._limit)
+        self._limit = self._stall
+        self.patience = min(self._keepalive, self._stall)
 
     def check(self) -> None:
         """Raises `ApiError` (504) when it has been too long."""
         left = self._since + self._limit - self._time()
         if left < 0.001:  # uvloop's clock ticks in milliseconds
             raise timed_out(f"The engine said nothing for {self._limit:g} s; ask again.")
-        self.patience = min(self._timeouts.keepalive, left)
+        self.patience = min(self._keepalive, left)
 
 
 class ClientWatch:
