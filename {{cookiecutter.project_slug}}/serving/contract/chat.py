@@ -6,6 +6,7 @@ msgspec structs, because one is made for every token.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import msgspec
@@ -74,7 +75,7 @@ class ChatRequest(Request):
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
-    @property
+    @cached_property
     def characters(self) -> int:
         return sum(len(message["content"]) for message in self.plain_messages())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -24,7 +25,7 @@ class CompletionRequest(Request):
         """Some clients send a list, which may hold one prompt here."""
         return value[0] if isinstance(value, list) and len(value) == 1 else value
 
-    @property
+    @cached_property
     def characters(self) -> int:
         return len(self.prompt)
 
