@@ -14,7 +14,7 @@ READY := $(VENV)/.installed-$(shell cksum < requirements-dev.txt | cut -d ' ' -f
 
 .PHONY: help
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -39,9 +39,16 @@ demo: bake ## bake the demo, serve it on PORT and stream one answer; ONCE=1 stop
 	BENTOML_HOME=$(DEMO_STORE) $(VENV)/bin/python scripts/demo.py $(DEMO) --port $(PORT) $(if $(ONCE),--once)
 
 .PHONY: test
-test: bake ## test the template, the baked demo and the real engine behind it
-	$(VENV)/bin/pytest tests
+test: bake ## test the template, the baked demo and the embedded engine behind it
+	$(VENV)/bin/pytest tests --ignore=tests/engines
 	$(MAKE) --no-print-directory -C $(DEMO) lint test
+
+# ENGINES=vllm or so runs some of them only; the table in README is written when all three ran
+.PHONY: test-engines
+test-engines: bake ## the same suites on the real vLLM, SGLang and transformers, on a CPU
+	$(VENV)/bin/python tests/engines/environments/install.py vllm build/engines/vllm
+	$(VENV)/bin/python tests/engines/environments/install.py sglang build/engines/sglang
+	$(VENV)/bin/pytest tests/engines
 
 .PHONY: bench
 bench: bake ## what the gateway costs beside the bare engine, measured in one run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import subprocess
 import tomllib
@@ -60,6 +61,15 @@ DEMO = {
     "demo_model/train.py",
 }
 PLAIN_PYTHON = ("serving", "tests")
+
+#: Makes environments that hold but itself, and says what it would install.
+PRETEND_PYTHON = """\
+#!/bin/sh
+case "$*" in
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m pip "*) echo "$@" ;;
+esac
+"""
 
 JINJA = re.compile(r"cookiecutter(\.\w|\s*[|\[])|\{\{|\{%|\{#")
 GITHUB_EXPRESSION = re.compile(r"\$\{\{.*?\}\}")
@@ -200,12 +210,26 @@ def test_make_names_every_target_of_a_bake(baked: tuple[dict[str, str], Path]) -
 
 
 @pytest.mark.parametrize("name", ANSWERS["engine"])
-def test_make_install_reads_the_engine_from_serving_yaml(bake: Bake, name: str) -> None:
+def test_make_engine_installs_the_engine_that_serving_yaml_names(
+    bake: Bake, demo_environment: Path, name: str
+) -> None:
     project = bake(engine=name)
-    planned = subprocess.run(
-        ["make", "-n", "engine"], cwd=project, check=True, capture_output=True, text=True
+    python = project / "pretend-python"
+    python.write_text(PRETEND_PYTHON)
+    python.chmod(0o755)
+    # The gateway is the demo's, reading this project's code; only its stamp says it is up to date.
+    (project / ".venv").symlink_to(demo_environment)
+    command = ["make", "--old-file=gateway", "engine", f"PYTHON={python}"]
+    done = subprocess.run(
+        command,
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project)},
+        check=True,
+        capture_output=True,
+        text=True,
     )
-    assert f"--requirement engines/{name}.txt" in planned.stdout
+    assert f"Installing the engine {name} into .engine" in done.stdout
+    assert f"install --requirement {project}/engines/{name}.txt" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_continuous_batching_keeps_16_streams_apart(tmp_path: Path) -> None:
 
             return await asyncio.gather(*map(one, questions))
 
-    with served(DEMO, tmp_path, continuous_batching=True) as service:
+    with served(DEMO, tmp_path, engine={"continuous_batching": True}) as service:
         assert asyncio.run(all_at_once(service.url)) == list(questions.values())
         with openai.OpenAI(base_url=f"{service.url}/v1", api_key="none") as client:
             with pytest.raises(openai.BadRequestError) as refused:

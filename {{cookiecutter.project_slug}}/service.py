@@ -9,6 +9,7 @@ from pathlib import Path
 import bentoml
 
 from serving.gateway.app import create_app
+from serving.gateway.metrics import engine_metrics
 from serving.runtime.reconciler import Reconciler
 from serving.runtime.shutdown import Shutdown
 from serving.runtime.startup import load
@@ -46,6 +47,10 @@ class Service:
     @bentoml.on_shutdown
     async def stop(self) -> None:
         await reconciler.stop()
+
+    def __metrics__(self, text: str) -> str:
+        """BentoML's metrics, and what the engines say of themselves."""
+        return text + engine_metrics(reconciler.replicas)
 
     async def __is_ready__(self) -> bool:
         return reconciler.ready and not shutdown.started

@@ -1,10 +1,10 @@
-"""`serving models …`: the versions in the model store."""
+"""`serving …`: the versions in the model store; the engines are in `cli_engine.py`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -12,22 +12,26 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from serving.cli_engine import engine
+from serving.environments import NotInstalled
 from serving.runtime.checks import ModelRefused
 from serving.runtime.source import fetch
 from serving.runtime.store import ModelStore, StoreError, check_name
+from serving.settings import SettingsError
 
 DEMO = Path(__file__).parent.parent / "demo_model"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 models = typer.Typer(no_args_is_help=True, help="The model versions this service can serve.")
 app.add_typer(models, name="models")
+app.add_typer(engine, name="engine")
 console = Console()
 errors = Console(stderr=True)
 
 
 @app.callback()
 def serving() -> None:
-    """Look after the models of this LLM service."""
+    """Look after the models and engines of this LLM service."""
 
 
 @models.command("import")
@@ -36,6 +40,9 @@ def import_model(
     source: Annotated[
         str, typer.Argument(help="A folder, `demo`, or a Hugging Face repository org/name[@rev].")
     ],
+    task: Annotated[
+        Literal["generate", "embed"], typer.Option(help="What the model is asked for.")
+    ] = "generate",
     allow_pickle: Annotated[
         bool, typer.Option(help="Also take pickled weights, which can run code when loaded.")
     ] = False,
@@ -52,26 +59,27 @@ def import_model(
         return
     with fetch(source, store, DEMO, allow_pickle=allow_pickle) as fetched, _progress() as bar:
         total = sum(path.stat().st_size for path in fetched.folder.rglob("*") if path.is_file())
-        task = bar.add_task(f"{name} from {source}", total=total)
+        whole = bar.add_task(f"{name} from {source}", total=total)
         version = store.add(
             name,
             fetched.folder,
             fetched.described,
+            task=task,
             allow_pickle=allow_pickle,
             consume=fetched.staged,
-            advance=lambda done: bar.advance(task, done),
+            advance=lambda done: bar.advance(whole, done),
         )
-        bar.update(task, completed=total)
+        bar.update(whole, completed=total)
     console.print(f"Imported [bold]{version.tag}[/bold] ({decimal(version.size)}).")
 
 
 @models.command("list")
 def list_models(name: Annotated[str | None, typer.Argument()] = None) -> None:
     """List all versions, or those of NAME."""
-    table = Table("version", "size", "imported", "source", box=None, pad_edge=False)
+    table = Table("version", "task", "size", "imported", "source", box=None, pad_edge=False)
     for version in ModelStore().versions(name):
         created = version.created.astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(version.tag, decimal(version.size), created, version.source)
+        table.add_row(version.tag, version.task, decimal(version.size), created, version.source)
     if table.row_count:
         console.print(table)
     else:
@@ -82,7 +90,7 @@ def list_models(name: Annotated[str | None, typer.Argument()] = None) -> None:
 def show_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> None:
     """Show one version's files with their SHA-256, in the form that `sha256sum --check` reads."""
     version = ModelStore().find(tag)
-    print(f"# {version.tag}, {decimal(version.size)}, from {version.source}")
+    print(f"# {version.tag}, {decimal(version.size)}, to {version.task}, from {version.source}")
     print(f"# {version.path}")
     for file in version.files:
         print(f"{file.sha256}  {file.path}")
@@ -123,7 +131,7 @@ def main() -> None:
     """Runs the command line; what goes wrong is one sentence, and exit status 1."""
     try:
         app()
-    except (StoreError, ModelRefused) as error:
+    except (StoreError, ModelRefused, SettingsError, NotInstalled) as error:
         sys.exit(f"serving: {error}")
     except OSError as error:
         sys.exit(f"serving: {error.filename or 'the model store'}: {error.strerror}.")

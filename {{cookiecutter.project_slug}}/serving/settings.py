@@ -12,73 +12,53 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from serving.engine_settings import (
+    ENGINE_SECTIONS,
+    EngineBase,
+    EngineSettings,
+    OpenAICompatibleEngine,
+    ProcessEngine,
+    SglangEngine,
+    TransformersEngine,
+    VllmEngine,
+)
+from serving.sections import Count, Name, Placed, Section
+
+__all__ = [
+    "EngineBase",
+    "EngineSettings",
+    "OpenAICompatibleEngine",
+    "ProcessEngine",
+    "Settings",
+    "SettingsError",
+    "SglangEngine",
+    "TransformersEngine",
+    "VllmEngine",
+    "Warmup",
+    "load_settings",
+]
 
 Seconds = Annotated[float, Field(gt=0)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_.-]*[a-z0-9])?$", max_length=63)]
 
 
 class SettingsError(Exception):
     """serving.yaml cannot be used. The message names the file, the key and what to write."""
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class ServiceSection(Section):
     """`state` is the folder for what the service itself writes, engine logs first of all."""
 
     name: Name
-    state: Path = Path("state")
-
-
-class EngineBase(Section):
-    """What every engine is told.
-
-    `home` is the engine's own virtual environment; `gpus` the devices one replica takes, 0 meaning
-    the CPU; `args` and `env` go to the engine process as they are.
-    """
-
-    home: Path = Path(".engine")
-    max_model_len: Annotated[int, Field(ge=1)]
-    gpus: Annotated[int, Field(ge=0)] = 0
-    args: list[str] = []
-    env: dict[str, str] = {}
-
-
-class TransformersEngine(EngineBase):
-    """`continuous_batching` runs many streams at once, but `transformers serve` then fixes sampling
-    when it starts, so requests that ask for anything but greedy decoding are refused."""
-
-    name: Literal["transformers"]
-    continuous_batching: bool = False
-
-    @model_validator(mode="after")
-    def _one_device(self) -> TransformersEngine:
-        if self.gpus > 1:
-            raise ValueError("transformers serves from one GPU; choose vllm or sglang for more")
-        return self
-
-
-class VllmEngine(EngineBase):
-    name: Literal["vllm"]
-
-
-class SglangEngine(EngineBase):
-    name: Literal["sglang"]
-
-
-EngineSettings = Annotated[
-    TransformersEngine | VllmEngine | SglangEngine, Field(discriminator="name")
-]
+    state: Placed = Path("state")
 
 
 class Versions(Section):
     """Which imported versions are served: the newest, or the one named in `numbers`."""
 
     policy: Literal["latest", "specific"] = "latest"
-    numbers: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=1)] = []
+    numbers: Annotated[list[Count], Field(max_length=1)] = []
 
     @model_validator(mode="after")
     def _numbers_belong_to_specific(self) -> Versions:
@@ -95,14 +75,15 @@ class Warmup(Section):
     """
 
     prompts: list[Annotated[str, Field(min_length=1)]] = ["Hello!"]
-    max_tokens: Annotated[int, Field(ge=1)] = 16
-    concurrency: Annotated[int, Field(ge=1)] = 1
-    rounds: Annotated[int, Field(ge=1)] = 1
+    max_tokens: Count = 16
+    concurrency: Count = 1
+    rounds: Count = 1
     prefixes: list[Annotated[str, Field(min_length=1)]] = []
 
 
 class ModelSection(Section):
-    """One model name. `engine` replaces the common engine section for this model only."""
+    """One model name. `engine` replaces the common engine section for this model only, and an entry
+    of `engines` does so for the version of that number."""
 
     versions: Versions = Versions()
     load: Literal["prewarm", "eager", "lazy"] = "prewarm"
@@ -110,6 +91,7 @@ class ModelSection(Section):
     priority: int = 0
     warmup: Warmup = Warmup()
     engine: EngineSettings | None = None
+    engines: dict[Count, EngineSettings] = {}
 
 
 class Timeouts(Section):
@@ -140,7 +122,7 @@ class Restarts(Section):
     `backoff_max`. After `attempts` deaths, none of them after `healthy_after` seconds of good
     service, it counts as a crash loop and stays `failed`."""
 
-    attempts: Annotated[int, Field(ge=1)] = 5
+    attempts: Count = 5
     backoff: Seconds = 1
     backoff_max: Seconds = 30
     healthy_after: Seconds = 60
@@ -158,14 +140,41 @@ class Settings(Section):
     restarts: Restarts = Restarts()
     limits: Limits = Limits()
 
-    def engine_of(self, model: str) -> EngineSettings:
-        return self.models[model].engine or self.engine
+    def engine_of(self, model: str, number: int) -> EngineSettings:
+        """The engine section for one version of a model."""
+        section = self.models[model]
+        return section.engines.get(number) or section.engine or self.engine
+
+    @property
+    def engine_sections(self) -> dict[str, EngineSettings]:
+        """All engine sections by their keys, used or not."""
+        sections: dict[str, EngineSettings] = {"engine": self.engine}
+        for name, model in self.models.items():
+            if model.engine is not None:
+                sections[f"models.{name}.engine"] = model.engine
+            for number, engine in model.engines.items():
+                sections[f"models.{name}.engines.{number}"] = engine
+        return sections
+
+    @model_validator(mode="after")
+    def _one_engine_a_home(self) -> Settings:
+        homes: dict[Path, tuple[str, str]] = {}
+        for key, engine in self.engine_sections.items():
+            if isinstance(engine, ProcessEngine):
+                first, name = homes.setdefault(engine.home, (key, engine.name))
+                if name != engine.name:
+                    raise ValueError(
+                        f"{first} and {key} are different engines with the same home, "
+                        f"{engine.home}; give each engine its own home"
+                    )
+        return self
 
 
-def load_settings(path: Path) -> Settings:
+def load_settings(path: Path, *, surroundings: bool = True) -> Settings:
     """Read and check serving.yaml. Relative paths in it are taken from its own folder.
 
-    Raises `SettingsError`.
+    Without `surroundings`, the files and environment variables that it names need not be there yet:
+    enough to install its engines. Raises `SettingsError`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -182,29 +191,11 @@ def load_settings(path: Path) -> Settings:
         raise SettingsError(f"{path.name}{line}: not valid YAML: {problem}.") from None
     if not isinstance(document, dict):
         raise SettingsError(f"{path.name}: must hold the keys {_names(Settings)}.")
+    context = {"folder": path.parent, "surroundings": surroundings}
     try:
-        settings = Settings.model_validate(document)
+        return Settings.model_validate(document, context=context)
     except ValidationError as error:
         raise SettingsError(f"{path.name}: {_sentence(error)}") from None
-    return _with_absolute_paths(settings, path.parent)
-
-
-def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
-    def placed(engine: EngineSettings) -> EngineSettings:
-        return engine.model_copy(update={"home": (folder / engine.home).absolute()})
-
-    models = {
-        name: model.model_copy(update={"engine": placed(model.engine)}) if model.engine else model
-        for name, model in settings.models.items()
-    }
-    state = (folder / settings.service.state).absolute()
-    return settings.model_copy(
-        update={
-            "service": settings.service.model_copy(update={"state": state}),
-            "engine": placed(settings.engine),
-            "models": models,
-        }
-    )
 
 
 def _sentence(error: ValidationError) -> str:
@@ -215,6 +206,9 @@ def _sentence(error: ValidationError) -> str:
     path, section = _walk(problem["loc"])
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
+        lacking = _lacking(path[-1], section)
+        if lacking:
+            return f"{key}: {lacking}"
         known = list(section.model_fields) if section else []
         near = get_close_matches(path[-1], known, 1, cutoff=0.5)
         advice = f"did you mean {near[0]}?" if near else f"valid here are {', '.join(known)}."
@@ -225,9 +219,21 @@ def _sentence(error: ValidationError) -> str:
         return f"{key}.name is missing."
     if problem["type"] == "union_tag_invalid":
         return f"{key}.name must be one of {problem['ctx']['expected_tags']}."
-    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":  # our own words, which show the value where they should
+        return f"{key}: {problem['ctx']['error']}." if key else f"{problem['ctx']['error']}."
+    message = problem["msg"]
     written = "" if isinstance(problem["input"], dict) else f", not {problem['input']!r}"
     return f"{key}: {message[0].lower()}{message[1:]}{written}."
+
+
+def _lacking(key: str, section: type[BaseModel] | None) -> str:
+    """Of a key that one engine lacks and others have: who. Empty for any other key."""
+    name = next((name for name, kind in ENGINE_SECTIONS.items() if kind is section), None)
+    others = [other for other, kind in ENGINE_SECTIONS.items() if key in kind.model_fields]
+    if name is None or not others:
+        return ""
+    having = f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'}"
+    return f"{name} has no such setting; {having}."
 
 
 def _walk(loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | None]:

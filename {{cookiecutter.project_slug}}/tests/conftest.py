@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import scripted_engine
@@ -24,6 +25,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+# A machine that has other work to do makes no test wrong.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 SPECIAL = ["<unk>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
 WORDS = ["Hello", "world", "Paris", "is", "the", "capital", "of", "France"]

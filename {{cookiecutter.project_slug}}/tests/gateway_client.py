@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,8 +46,10 @@ def replica_at(port: int, engine: Engine | None = None) -> Replica:
     return cast(Replica, SimpleNamespace(engine=adapter, wire=wire, in_flight=0))
 
 
-def snapshot(replica: Replica | None, state: State = State.READY) -> Snapshot:
-    target = Target("chat", 3, IMPORTED, state, replica, lambda: None)
+def snapshot(
+    replica: Replica | None, state: State = State.READY, adapters: Iterable[str] = ()
+) -> Snapshot:
+    target = Target("chat", 3, IMPORTED, state, replica, lambda: None, adapters=frozenset(adapters))
     return Snapshot({"chat": target})
 
 

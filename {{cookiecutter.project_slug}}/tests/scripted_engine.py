@@ -270,6 +270,7 @@ class VllmDialect(Dialect):
         parser.add_argument("--tensor-parallel-size", type=int)
         parser.add_argument("--gpu-memory-utilization", type=float)
         parser.add_argument("--enforce-eager", action="store_true")
+        parser.add_argument("--enable-prompt-tokens-details", action="store_true")
         return parser
 
     @classmethod
@@ -338,6 +339,10 @@ class SglangDialect(Dialect):
         parser.add_argument("--tp-size", type=int)
         parser.add_argument("--mem-fraction-static", type=float)
         parser.add_argument("--device")
+        parser.add_argument("--attention-backend")
+        parser.add_argument("--disable-cuda-graph", action="store_true")
+        parser.add_argument("--enable-metrics", action="store_true")
+        parser.add_argument("--enable-cache-report", action="store_true")
         return parser
 
     @classmethod

@@ -133,22 +133,32 @@ def context_length_exceeded(limit: int, prompt: int | None, param: str) -> ApiEr
     )
 
 
-def unsupported(capability: str, engine_model: str) -> ApiError:
+def unsupported(capability: str, model: str, param: str | None) -> ApiError:
+    """`param` is the field that asked for it; None when the whole endpoint did."""
+    advice = "leave the field out" if param else "ask another endpoint or model"
     return ApiError(
         400,
         UNSUPPORTED,
-        f"The engine that serves {engine_model!r} lacks the capability {capability!r}; "
-        "leave the field out.",
-        param=capability,
+        f"The engine that serves {model!r} lacks the capability {capability!r}; {advice}.",
+        param=param,
     )
 
 
 # A union's member is part of pydantic's error location, not of the path a client knows.
-_UNION_MEMBER = re.compile(r"^(str|int|float|bool|constrained-\w+|list\[.*|[A-Z]\w*|function-.*)$")
+_UNION_MEMBER = re.compile(
+    r"^(str|int|float|bool|constrained-\w+|(list|literal)\[.*|[A-Z]\w*|function-.*)$"
+)
+# So is a tagged union's tag, which may also be the name of a field.
+_TAGS = frozenset(
+    {"system", "developer", "user", "assistant", "tool", "json_object", "json_schema"}
+    | {"text", "image_url", "input_text", "output_text", "input_image"}
+)
 
 
 #: The code, and pydantic's error type, of a known field that asks for what is not offered.
 UNSUPPORTED = "unsupported_by_engine"
+#: pydantic's error type for a fault that a check of the whole request found.
+WRONG_FIELD = "wrong_field"
 #: Problems in one body beyond which they are only counted.
 MANY = 200
 
@@ -164,14 +174,19 @@ def from_validation(error: ValidationError, model: type[BaseModel]) -> ApiError:
     problems = error.errors(include_url=False, include_context=True, include_input=False)
     if problems[0]["type"] == UNSUPPORTED:
         field = problems[0]["ctx"]["field"]
-        message = f"The engine that serves the model does not offer {field!r}; leave the field out."
+        message = f"This service does not offer {field!r}; leave the field out."
         return invalid(message, field, UNSUPPORTED)
+    if problems[0]["type"] == WRONG_FIELD:
+        field, reason = problems[0]["ctx"]["field"], problems[0]["ctx"]["reason"]
+        return invalid(f"Invalid {field!r}: {reason}.", field)
     first = field_path(problems[0]["loc"])
     problem = max(
         (p for p in problems if _within(field_path(p["loc"]), first)),
         key=lambda p: (len(p["loc"]), not p["type"].endswith("_type")),
     )
     param = field_path(problem["loc"])
+    if problem["loc"][-1:] == ("[key]",):  # of a mapping: a name the client made up
+        param = field_path(problem["loc"][:-2], str(problem["loc"][-2]))
     if problem["type"] == "extra_forbidden":
         param = field_path(problem["loc"][:-1], str(problem["loc"][-1]))
         near = get_close_matches(str(problem["loc"][-1]), list(model.model_fields), 1)
@@ -198,9 +213,10 @@ def field_path(loc: Sequence[int | str], unknown: str | None = None) -> str:
         if isinstance(part, int):
             path += f"[{part}]"
             continue
-        # Between an index and a field stands the tag of a tagged union, a role for instance.
+        # A tag stands between an index, or the name of a field of that type, and a field.
         last = at == len(loc) - 1 and unknown is None
-        tag = at > 0 and isinstance(loc[at - 1], int) and not last
+        typed = at > 0 and (isinstance(loc[at - 1], int) or str(loc[at - 1]).endswith("format"))
+        tag = part in _TAGS and typed and not last
         if not tag and not _UNION_MEMBER.match(part):
             path += f".{part}" if path else part
     if unknown is not None:

@@ -14,8 +14,11 @@ from pydantic.json_schema import models_json_schema
 
 from serving.contract.chat import ChatChunk, ChatCompletion, ChatRequest
 from serving.contract.completions import Completion, CompletionRequest
+from serving.contract.embeddings import EmbeddingList, EmbeddingRequest
 from serving.contract.errors import ErrorReply
 from serving.contract.models import Model, ModelList
+from serving.contract.response_reply import Response, ResponseEvent
+from serving.contract.responses import ResponsesRequest
 
 REF = "#/components/schemas/{}"
 
@@ -23,11 +26,26 @@ REF = "#/components/schemas/{}"
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 document of what clients may depend on."""
     _, requests = models_json_schema(
-        [(ChatRequest, "validation"), (CompletionRequest, "validation")],
+        [
+            (ChatRequest, "validation"),
+            (CompletionRequest, "validation"),
+            (EmbeddingRequest, "validation"),
+            (ResponsesRequest, "validation"),
+        ],
         ref_template=REF.format("{model}"),
     )
     _, replies = msgspec.json.schema_components(
-        [ChatCompletion, ChatChunk, Completion, Model, ModelList, ErrorReply],
+        [
+            ChatCompletion,
+            ChatChunk,
+            Completion,
+            EmbeddingList,
+            Response,
+            ResponseEvent,
+            Model,
+            ModelList,
+            ErrorReply,
+        ],
         ref_template=REF.format("{name}"),
     )
     return {
@@ -39,6 +57,12 @@ def document() -> dict[str, Any]:
             },
             "/v1/completions": {
                 "post": _generation("createCompletion", CompletionRequest, Completion, Completion)
+            },
+            "/v1/embeddings": {
+                "post": _generation("createEmbedding", EmbeddingRequest, EmbeddingList)
+            },
+            "/v1/responses": {
+                "post": _generation("createResponse", ResponsesRequest, Response, ResponseEvent)
             },
             "/v1/models": {"get": _reading("listModels", ModelList)},
             "/v1/models/{model}": {
@@ -59,21 +83,19 @@ def document() -> dict[str, Any]:
     }
 
 
-def _generation(name: str, request: type, reply: type, chunk: type) -> dict[str, Any]:
+def _generation(name: str, request: type, reply: type, event: type | None = None) -> dict[str, Any]:
+    """An inference endpoint; `event` is what it streams, if it can."""
     return {
         "operationId": name,
         "requestBody": {"required": True, "content": _json(request)},
         "responses": {
             "200": {
-                "description": "The reply; with `stream`, one chunk an event, then `[DONE]`.",
+                "description": "The reply, or with `stream` its events.",
                 "headers": {
                     header: {"schema": {"type": "string"}}
                     for header in ("x-request-id", "x-served-version", "x-served-label")
                 },
-                "content": {
-                    **_json(reply),
-                    "text/event-stream": {"schema": {"$ref": REF.format(chunk.__name__)}},
-                },
+                "content": {**_json(reply), **(_events(event) if event else {})},
             },
             **{
                 str(status): _error(description)
@@ -104,6 +126,10 @@ def _reading(name: str, reply: type) -> dict[str, Any]:
 
 def _json(schema: type) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": REF.format(schema.__name__)}}}
+
+
+def _events(schema: type) -> dict[str, Any]:
+    return {"text/event-stream": {"schema": {"$ref": REF.format(schema.__name__)}}}
 
 
 def _error(description: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The request fields that chat and text completions share."""
+"""What all requests share, and the fields that chat and text completions have in common."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from serving.contract.errors import UNSUPPORTED
+from serving.contract.errors import UNSUPPORTED, WRONG_FIELD
 
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 #: Characters of a prompt above which it is worked on beside the event loop.
 HEAVY = 32 * 1024
 
 Tokens = Annotated[int, Field(ge=1, strict=True)]
+TokenId = Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,8})$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+def wrong(field: str, reason: str) -> PydanticCustomError:
+    """For a validator that looks at several fields, the error that names the one at fault."""
+    return PydanticCustomError(WRONG_FIELD, "{reason}", {"field": field, "reason": reason})
 
 
 class StreamOptions(BaseModel):
@@ -27,16 +34,80 @@ class StreamOptions(BaseModel):
 
 
 class Request(BaseModel):
-    """What any generation request may say. A field left out leaves the choice to the model.
+    """What any request may say. A field left out leaves the choice to the model.
 
-    Fields named in `CAPABILITIES` need an engine that has them: asked of one that has not, the
-    request is refused, unless the value is the one that changes nothing.
+    Fields named in `OPTIONAL` need an engine that has them: asked of one that has not, the request
+    is refused, unless the value is the one that changes nothing.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    #: The capability that this kind of request is.
+    TASK: ClassVar[str]
+    #: The field that holds what the client wrote, for errors about its length.
+    INPUT_FIELD: ClassVar[str]
     #: capability -> the value that asks for nothing
-    CAPABILITIES: ClassVar[dict[str, Any]] = {
+    OPTIONAL: ClassVar[dict[str, Any]] = {}
+    #: OpenAI's fields this contract does not offer -> values that ask for nothing, as null does
+    NOT_OFFERED: ClassVar[dict[str, list[Any]]] = {}
+    #: capability -> the client's name for it, where that is another one
+    FIELDS: ClassVar[dict[str, str]] = {}
+    #: OpenAI's fields that never change an answer: accepted, and of no effect
+    HINTS: ClassVar[frozenset[str]] = frozenset(
+        {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store"}
+    )
+
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    user: Annotated[str, Field(max_length=512)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_asks_for_nothing(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        kept = {}
+        for name, value in fields.items():
+            if name in cls.NOT_OFFERED:
+                if value is not None and value not in cls.NOT_OFFERED[name]:
+                    raise PydanticCustomError(UNSUPPORTED, "not offered", {"field": name})
+            elif name not in cls.HINTS and not (value is None and name in ("n", "stream")):
+                kept[name] = value
+        return kept
+
+    @property
+    def inner(self) -> Request:
+        """The request as engines see it: this one, unless the endpoint is built on another."""
+        return self
+
+    @cached_property
+    def characters(self) -> int:
+        """How long the prompt is."""
+        return 0
+
+    @property
+    def heavy(self) -> bool:
+        """Whether there is so much in it that work on it would hold up other requests."""
+        return self.characters > HEAVY
+
+    def asked(self) -> dict[str, Any]:
+        """The optional fields this request really uses, with their values as engines take them."""
+        asked = {}
+        for name, nothing in self.OPTIONAL.items():
+            value = getattr(self, name)
+            if value is not None and value != nothing:
+                asked[name] = value
+        return asked
+
+    @property
+    def needs(self) -> list[str]:
+        """The capabilities an engine must have for it."""
+        return [self.TASK, *self.asked()]
+
+
+class Generation(Request):
+    """A request whose answer is text."""
+
+    OPTIONAL: ClassVar[dict[str, Any]] = {
         "n": 1,
         "temperature": 0,  # greedy, which an engine without sampling does anyway
         "top_p": 1,
@@ -47,35 +118,10 @@ class Request(BaseModel):
         "presence_penalty": 0,
         "frequency_penalty": 0,
         "repetition_penalty": 1,
+        "logit_bias": {},
+        "priority": 0,
     }
 
-    #: OpenAI's fields this contract has not yet -> values that ask for nothing, as null does
-    LATER: ClassVar[dict[str, list[Any]]] = {
-        "audio": [],
-        "best_of": [1],
-        "echo": [False],
-        "function_call": ["none", "auto"],
-        "functions": [[]],
-        "logit_bias": [{}],
-        "logprobs": [False],
-        "modalities": [["text"]],
-        "parallel_tool_calls": [True, False],
-        "prediction": [],
-        "reasoning_effort": [],
-        "response_format": [{"type": "text"}],
-        "suffix": [""],
-        "tool_choice": ["none", "auto"],
-        "tools": [[]],
-        "top_logprobs": [0],
-        "verbosity": [],
-        "web_search_options": [],
-    }
-    #: OpenAI's fields that never change an answer: accepted, and of no effect
-    HINTS: ClassVar[frozenset[str]] = frozenset(
-        {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store"}
-    )
-
-    model: Annotated[str, Field(min_length=1, max_length=200)]
     n: Annotated[int, Field(ge=1, le=16, strict=True)] = 1
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -86,23 +132,12 @@ class Request(BaseModel):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    #: token id -> what is added to its logit
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=300)] | None = None
+    #: lower goes first among the requests that wait
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31, strict=True)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_what_asks_for_nothing(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            return fields
-        kept = {}
-        for name, value in fields.items():
-            if name in cls.LATER:
-                if value is not None and value not in cls.LATER[name]:
-                    raise PydanticCustomError(UNSUPPORTED, "not offered", {"field": name})
-            elif name not in cls.HINTS and not (value is None and name in ("n", "stream")):
-                kept[name] = value
-        return kept
 
     @field_validator("top_k")
     @classmethod
@@ -123,29 +158,12 @@ class Request(BaseModel):
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    @cached_property
-    def characters(self) -> int:
-        """How long the prompt is."""
-        return 0
-
-    @property
-    def heavy(self) -> bool:
-        """Whether the prompt is so long that work on it would hold up other requests."""
-        return self.characters > HEAVY
-
     @property
     def token_limit(self) -> int | None:
         """The most tokens to generate, if the client said one."""
         return None
 
-    #: The field that holds what the client wrote, for errors about its length.
-    INPUT_FIELD: ClassVar[str]
-
-    def asked(self) -> dict[str, Any]:
-        """The capabilities this request really uses, with their values."""
-        asked = {}
-        for name, nothing in self.CAPABILITIES.items():
-            value = getattr(self, name)
-            if value is not None and value != nothing:
-                asked[name] = value
-        return asked
+    @property
+    def one_call(self) -> bool:
+        """Whether only the first of several tool calls is wanted."""
+        return False

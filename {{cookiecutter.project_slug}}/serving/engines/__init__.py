@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from serving.engines.base import Engine
+from serving.engines.openai_compatible import OpenAICompatible
 from serving.engines.sglang import Sglang
 from serving.engines.transformers import Transformers
 from serving.engines.vllm import Vllm
 from serving.settings import EngineSettings
 
-ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Transformers, Vllm, Sglang)}
+ENGINES: dict[str, type[Engine]] = {
+    engine.name: engine for engine in (Transformers, Vllm, Sglang, OpenAICompatible)
+}
 
 
-def create_engine(settings: EngineSettings, model_dir: Path) -> Engine:
-    """The adapter for one model version served by the engine that the settings name."""
-    return ENGINES[settings.name](settings, model_dir)
+def create_engine(settings: EngineSettings, model_dir: Path, task: str = "generate") -> Engine:
+    """The adapter for one model version served by the engine that the settings name. Raises
+    `SettingsError`."""
+    return ENGINES[settings.name](settings, model_dir, task)

@@ -18,7 +18,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from serving.contract.chat import ChatRequest
+from serving.contract.completions import CompletionRequest
 from serving.contract.errors import invalid
+from serving.contract.sampling import Generation
 
 
 class PromptCounter:
@@ -34,14 +37,21 @@ class PromptCounter:
     def text(self, prompt: str) -> int:
         return self._count(prompt, special=True)
 
-    def chat(self, messages: list[dict[str, str]]) -> int:
-        """Raises `ApiError` when the template refuses the messages (two users in a row, say)."""
+    def chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        **variables: Any,
+    ) -> int:
+        """`variables` are the request's own, for the template. Raises `ApiError` when the template
+        refuses the messages (two users in a row, say)."""
         try:
             if self._template is None:
                 raise invalid("The model has no chat template; use /v1/completions.", "messages")
             rendered = self._template.render(
-                messages=messages,
-                tools=None,
+                **variables,
+                messages=[_with_parsed_arguments(message) for message in messages],
+                tools=tools,
                 documents=None,
                 add_generation_prompt=True,
                 **self._special_tokens,
@@ -51,6 +61,15 @@ class PromptCounter:
                 f"The model's chat template refuses the conversation: {error}", "messages"
             ) from None
         return self._count(rendered, special=False)
+
+    def request(self, request: Generation) -> int:
+        """The prompt tokens of a chat or a completion. Raises `ApiError` as `chat` does."""
+        if isinstance(request, ChatRequest):
+            asked = request.asked()
+            variables = asked.get("chat_template_kwargs", {})
+            return self.chat(request.plain_messages, asked.get("tools"), **variables)
+        assert isinstance(request, CompletionRequest)
+        return self.text(request.prompt)
 
     def least(self, characters: int) -> int:
         """The fewest tokens so many characters can make: cheap, where counting takes seconds."""
@@ -106,6 +125,18 @@ class _Generation(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
+
+
+def _with_parsed_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """Templates want a tool call's arguments as an object; clients send its JSON."""
+    if "tool_calls" not in message:
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call["function"]
+        arguments = json.loads(function["arguments"])
+        calls.append({**call, "function": {**function, "arguments": arguments}})
+    return {**message, "tool_calls": calls}
 
 
 def _refuse(message: str) -> NoReturn:

@@ -21,88 +21,104 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import msgspec
-
 from serving.contract.chat import ChatRequest
 from serving.contract.completions import CompletionRequest
-from serving.contract.errors import context_length_exceeded
 from serving.contract.events import Delta
-from serving.engines.base import Engine, EngineCall, EngineChunk, Launch, StreamDecoder
-from serving.engines.prompt import PromptCounter
+from serving.contract.sampling import Generation, Request
+from serving.engine_args import command_line
+from serving.engines.base import Launch, LocalEngine, read_json
+from serving.engines.dialect import Chunk, Decoder, StreamDecoder
 from serving.settings import TransformersEngine
 
+#: What its server does not do, whatever the model.
+_NEVER = frozenset(
+    {"n", "presence_penalty", "frequency_penalty", "logit_bias", "priority", "logprobs"}
+    | {"echo_logprobs", "response_format", "tool_choice", "reasoning_effort", "image_url"}
+)
+#: What continuous batching reads from its first request only.
+_READ_ONCE = frozenset(
+    {"temperature", "top_p", "top_k", "min_p", "seed", "stop", "repetition_penalty"}
+)
+#: Models whose tool calls it reads without further ado (`_RESPONSE_TEMPLATE_FALLBACKS` in its
+#: cli/serving/utils.py).
+_FAMILIES_WITH_TOOLS = frozenset(
+    {"qwen2", "qwen2_moe", "qwen2_vl", "qwen2_5_vl", "qwen3", "qwen3_moe", "qwen3_next", "qwen3_vl"}
+    | {"qwen3_vl_moe", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "gemma4"}
+)
 #: What of a model's config.json the generation needs when generation_config.json lacks it.
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-class Transformers(Engine):
+class Transformers(LocalEngine):
     settings: TransformersEngine
 
     name: ClassVar[str] = "transformers"
     takes_key: ClassVar[bool] = False
     ends_with_done: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("tokenizer.json",)  # the adapter counts prompts with it
+    tasks: ClassVar[tuple[str, ...]] = ("generate",)
 
     @property
-    def capabilities(self) -> frozenset[str]:
+    def lacks(self) -> frozenset[str]:
+        lacking = super().lacks | _NEVER
         if self.settings.continuous_batching:
-            return frozenset()
-        return frozenset(
-            {"temperature", "top_p", "top_k", "min_p", "seed", "stop", "repetition_penalty"}
-        )
+            lacking |= _READ_ONCE
+        if not self._reads_tool_calls:
+            lacking |= {"tools"}
+        return lacking
+
+    @property
+    def _reads_tool_calls(self) -> bool:
+        """Whether it finds tool calls in the model's text: it knows how a few families write them,
+        and others by the template of answers that comes with their tokenizer."""
+        tokenizer = read_json(self.model_dir / "tokenizer_config.json")
+        family = self.model_config.get("model_type")
+        return bool(tokenizer.get("response_template")) or family in _FAMILIES_WITH_TOOLS
 
     @property
     def program(self) -> Path:
         return self.settings.home / "bin" / "transformers"
 
     def command(self, launch: Launch) -> list[str]:
-        command = [
-            str(self.program),
-            "serve",
-            str(self.model_dir),
-            "--host",
-            launch.host,
-            "--port",
-            str(launch.port),
-            "--device",
-            "cuda" if self.settings.gpus else "cpu",
-        ]
-        if self.settings.continuous_batching:
-            command.append("--continuous-batching")
-        return command + self.settings.args
+        settings = self.settings
+        flags = {
+            "host": launch.host,
+            "port": launch.port,
+            "device": "cuda" if settings.gpus else "cpu",
+            "continuous-batching": settings.continuous_batching or None,
+            "dtype": settings.dtype,
+            "quantization": settings.quantization,
+            "attn-implementation": settings.attn_implementation,
+            "compile": settings.compile or None,
+            "default-seed": settings.seed,
+            **settings.engine_args,
+        }
+        return [str(self.program), "serve", str(self.model_dir), *command_line(flags)]
 
     def environment(self, launch: Launch) -> dict[str, str]:
-        return {"HF_HUB_OFFLINE": "1"}
+        return {**self.settings.env, "HF_HUB_OFFLINE": "1"}
 
-    def chat(self, request: ChatRequest) -> EngineCall:
-        messages = request.plain_messages()
-        self._refuse_huge(request)
-        prompt = self._counter.chat(messages)
-        body = {**self._body(request, prompt), "messages": messages}
-        return EngineCall("/v1/chat/completions", msgspec.json.encode(body))
+    def served_as(self, adapter: str) -> str:
+        return str(self.model_dir)
 
-    def completion(self, request: CompletionRequest) -> EngineCall:
-        self._refuse_huge(request)
-        prompt = self._counter.text(request.prompt)
-        body = {**self._body(request, prompt), "prompt": request.prompt}
-        return EngineCall("/v1/completions", msgspec.json.encode(body))
+    def chat(self, request: ChatRequest) -> dict[str, Any]:
+        asked = request.asked()
+        shown: dict[str, Any] = {
+            name: asked[name] for name in ("tools", "chat_template_kwargs") if name in asked
+        }
+        return {**self._body(request), "messages": request.plain_messages, **shown}
 
-    def open_stream(self, stops: list[str]) -> StreamDecoder:
-        return _CutAtStop(self._decoder, stops) if stops else StreamDecoder(self._decoder)
+    def completion(self, request: CompletionRequest) -> dict[str, Any]:
+        return {**self._body(request), "prompt": request.prompt}
 
-    def _refuse_huge(self, request: ChatRequest | CompletionRequest) -> None:
-        least = self._counter.least(request.characters)
-        if least > self.settings.max_model_len:
-            raise context_length_exceeded(self.settings.max_model_len, least, request.INPUT_FIELD)
+    def decoder(self, request: Request) -> Decoder:
+        stops = request.stops if isinstance(request, Generation) else []
+        return _CutAtStop(stops) if stops else StreamDecoder()
 
-    def _body(self, request: ChatRequest | CompletionRequest, prompt_tokens: int) -> dict[str, Any]:
-        room = self.settings.max_model_len - prompt_tokens
+    def _body(self, request: Generation) -> dict[str, Any]:
+        room = self.room(request)
         limit = request.token_limit
-        if room < (limit or 1):
-            raise context_length_exceeded(
-                self.settings.max_model_len, prompt_tokens, request.INPUT_FIELD
-            )
-        config = {**self._generation_config, "max_new_tokens": limit or room}
+        config = {**self._defaults, "max_new_tokens": limit or room}
         config.pop("max_length", None)
         sampling = {
             "top_p": request.top_p,
@@ -111,18 +127,13 @@ class Transformers(Engine):
             "repetition_penalty": request.repetition_penalty,
         }
         config.update({name: value for name, value in sampling.items() if value is not None})
-        if request.temperature is None:
-            # Asked for a choice among tokens, a model that is greedy by default must make one.
-            if request.asked().keys() & {"top_p", "top_k", "min_p"}:
-                config["do_sample"] = True
-        else:
-            config["do_sample"] = request.temperature > 0
-            if request.temperature > 0:
-                config["temperature"] = request.temperature
+        temperature = 0.0 if self.settings.continuous_batching else self.temperature(request)
+        config["do_sample"] = temperature > 0
+        if temperature > 0:
+            config["temperature"] = temperature
         if request.stops:
             config["stop_strings"] = request.stops
         body: dict[str, Any] = {
-            "model": str(self.model_dir),
             "stream": True,
             "generation_config": json.dumps(config),
         }
@@ -131,33 +142,30 @@ class Transformers(Engine):
         return body
 
     @cached_property
-    def _generation_config(self) -> dict[str, Any]:
-        model = _read_json(self.model_dir / "config.json")
-        own = _read_json(self.model_dir / "generation_config.json")
-        ids = {name: model[name] for name in _TOKEN_IDS if model.get(name) is not None}
-        return {**ids, **own, **({"do_sample": False} if self.settings.continuous_batching else {})}
-
-    @cached_property
-    def _counter(self) -> PromptCounter:
-        return PromptCounter(self.model_dir)
+    def _defaults(self) -> dict[str, Any]:
+        """The model's generation_config.json, with the token ids that only its config.json has."""
+        config = self.model_config
+        ids = {name: config[name] for name in _TOKEN_IDS if config.get(name) is not None}
+        return {**ids, **self.generation_config}
 
 
 class _CutAtStop(StreamDecoder):
     """Drops a stop text and what follows it. Text that may be the beginning of a stop text is held
     back until the next event tells."""
 
-    def __init__(self, decoder: msgspec.json.Decoder[EngineChunk], stops: list[str]) -> None:
-        super().__init__(decoder)
+    def __init__(self, stops: list[str]) -> None:
         self._stops = stops
         self._held = ""
         self._cut = False
 
-    def _deltas(self, chunk: EngineChunk) -> list[Delta]:
-        return [self._filter(delta) for delta in super()._deltas(chunk)]
+    def deltas(self, chunk: Chunk) -> list[Delta]:
+        return [self._filter(delta) for delta in super().deltas(chunk)]
 
     def _filter(self, delta: Delta) -> Delta:
         if self._cut:
             return Delta(delta.index, "", delta.finish_reason and "stop")
+        if not delta.plain:
+            return delta
         text = self._held + delta.text
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:  # the one that was complete first, however the text was cut into events
@@ -177,10 +185,3 @@ def _overlap(text: str, stop: str) -> int:
         if stop.startswith(text[-size:]):
             return size
     return 0
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return document

@@ -16,7 +16,7 @@ from serving.contract.errors import ApiError, internal_error
 from serving.contract.models import Model, ModelList
 from serving.contract.openapi import document
 from serving.gateway.http import request_id
-from serving.gateway.inference import CHAT, COMPLETIONS, Inference
+from serving.gateway.inference import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Inference
 from serving.runtime.routing import Router, Target
 from serving.runtime.shutdown import Shutdown
 from serving.settings import Settings
@@ -27,6 +27,8 @@ def create_app(settings: Settings, router: Router, shutdown: Shutdown) -> ASGIAp
     generation = {
         "/v1/chat/completions": Inference(CHAT, settings, router, shutdown),
         "/v1/completions": Inference(COMPLETIONS, settings, router, shutdown),
+        "/v1/embeddings": Inference(EMBEDDINGS, settings, router, shutdown),
+        "/v1/responses": Inference(RESPONSES, settings, router, shutdown),
     }
     models = Models(router, settings.service.name)
     openapi = msgspec.json.encode(document())
@@ -38,7 +40,7 @@ def create_app(settings: Settings, router: Router, shutdown: Shutdown) -> ASGIAp
         routes=[
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in generation.items()),
             Route("/v1/models", models.list, methods=["GET"]),
-            Route("/v1/models/{model}", models.get, methods=["GET"]),
+            Route("/v1/models/{model:path}", models.get, methods=["GET"]),
             Route("/openapi.json", describe, methods=["GET"]),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
@@ -74,12 +76,17 @@ class Models:
         self._owner = owner
 
     async def list(self, request: Request) -> Response:
-        targets = self._router.snapshot.targets.values()
-        return _json(request, ModelList([self._model(t.name, t) for t in targets]))
+        models = [
+            self._model(name, target)
+            for target in self._router.snapshot.targets.values()
+            for name in (target.name, *(f"{target.name}/{a}" for a in sorted(target.adapters)))
+        ]
+        return _json(request, ModelList(models))
 
     async def get(self, request: Request) -> Response:
         address = request.path_params["model"]
-        return _json(request, self._model(address, self._router.snapshot.find(address)))
+        target, _ = self._router.snapshot.find(address)
+        return _json(request, self._model(address, target))
 
     def _model(self, address: str, target: Target) -> Model:
         return Model(address, int(target.created.timestamp()), self._owner)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
@@ -12,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from serving.contract import sse
 from serving.contract.chat import ChatReply, ChatRequest
 from serving.contract.completions import CompletionReply, CompletionRequest
+from serving.contract.embeddings import EmbeddingReply, EmbeddingRequest
 from serving.contract.errors import (
     ApiError,
     engine_error,
@@ -22,6 +25,8 @@ from serving.contract.errors import (
     unsupported,
 )
 from serving.contract.reply import Reply
+from serving.contract.response_reply import ResponseReply
+from serving.contract.responses import ResponsesRequest
 from serving.engines.base import Engine, EngineCall
 from serving.gateway.http import Responder, read_body
 from serving.runtime.routing import Route, Router
@@ -32,23 +37,25 @@ from serving.settings import Settings, Timeouts
 
 log = logging.getLogger("bentoml.serving")
 
-GenerationRequest = ChatRequest | CompletionRequest
+AnyRequest = ChatRequest | CompletionRequest | EmbeddingRequest | ResponsesRequest
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What differs between the generation endpoints: the shapes of request and reply."""
+    """What differs between the endpoints: the shapes of request and reply."""
 
-    request: type[ChatRequest] | type[CompletionRequest]
-    reply: type[Reply]
+    request: type[AnyRequest]
+    reply: Callable[[Any, str], Reply | EmbeddingReply]
 
 
 CHAT = Endpoint(ChatRequest, ChatReply)
 COMPLETIONS = Endpoint(CompletionRequest, CompletionReply)
+EMBEDDINGS = Endpoint(EmbeddingRequest, EmbeddingReply)
+RESPONSES = Endpoint(ResponsesRequest, ResponseReply)
 
 
 class Inference:
-    """The ASGI application of one generation endpoint."""
+    """The ASGI application of one inference endpoint."""
 
     def __init__(
         self, endpoint: Endpoint, settings: Settings, router: Router, shutdown: Shutdown
@@ -89,13 +96,15 @@ class Inference:
             log.exception("%s: the service failed", responder.request_id)
             await responder.error(internal_error())
 
-    def _parse(self, body: bytes) -> GenerationRequest:
+    def _parse(self, body: bytes) -> AnyRequest:
         try:
-            return self._endpoint.request.model_validate_json(body)
+            request = self._endpoint.request.model_validate_json(body)
+            _ = request.inner  # checked as well
+            return request
         except ValidationError as error:
             raise from_validation(error, self._endpoint.request) from None
 
-    async def _answer(self, request: GenerationRequest, responder: Responder) -> None:
+    async def _answer(self, request: AnyRequest, responder: Responder) -> None:
         """Relays one replica's answer, or another's when the first died before a byte was sent."""
         route = await self._router.route(request.model)
         try:
@@ -112,21 +121,15 @@ class Inference:
             except EngineGone:
                 raise engine_error() from None
 
-    async def _relay(self, request: GenerationRequest, route: Route, responder: Responder) -> None:
+    async def _relay(self, request: AnyRequest, route: Route, responder: Responder) -> None:
         engine = route.replica.engine
         responder.served_by(route.target.tag, route.label)
-        if request.heavy:  # counting a long prompt's tokens takes a while
-            call = await asyncio.to_thread(_encode, engine, request)
+        if request.inner.heavy:  # counting a long prompt's tokens takes a while
+            call = await asyncio.to_thread(_encode, engine, request, route.adapter)
         else:
-            call = _encode(engine, request)
-        reply = self._endpoint.reply(
-            request.model,
-            route.target.tag,
-            n=request.n,
-            stream=request.stream,
-            usage=request.include_usage,
-        )
-        stream = EngineStream(engine, route.replica.wire, call, request.stops, request.INPUT_FIELD)
+            call = _encode(engine, request, route.adapter)
+        reply = self._endpoint.reply(request, route.target.tag)
+        stream = EngineStream(engine, route.replica.wire, request, call)
         silence = Silence(self._timeouts)
         route.replica.in_flight += 1
         try:
@@ -156,13 +159,12 @@ class Inference:
             await stream.close()
 
 
-def _encode(engine: Engine, request: GenerationRequest) -> EngineCall:
-    for capability in request.asked():
+def _encode(engine: Engine, request: AnyRequest, adapter: str) -> EngineCall:
+    for capability in request.inner.needs:
         if capability not in engine.capabilities:
-            raise unsupported(capability, request.model)
-    if isinstance(request, ChatRequest):
-        return engine.chat(request)
-    return engine.completion(request)
+            field = None if capability == request.TASK else capability
+            raise unsupported(capability, request.model, request.FIELDS.get(capability, field))
+    return engine.call(request.inner, adapter)
 
 
 class Silence:

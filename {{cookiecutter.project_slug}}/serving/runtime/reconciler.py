@@ -10,17 +10,21 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 
+from serving.contract.embeddings import EmbeddingRequest
+from serving.engine_settings import GpuEngine
 from serving.engines import create_engine
+from serving.engines.base import LocalEngine
 from serving.runtime.checks import ModelRefused
 from serving.runtime.replica import Replica, ReplicaDied, State, not_installed
 from serving.runtime.routing import Router, Snapshot, Target
 from serving.runtime.store import ModelStore, StoreError, Version
-from serving.settings import Settings, SettingsError
+from serving.settings import OpenAICompatibleEngine, Settings, SettingsError
 
 log = logging.getLogger("bentoml.serving")
 
@@ -30,15 +34,20 @@ def plan(settings: Settings, store: ModelStore) -> list[Version]:
     engine that is not installed or cannot serve it: better no start than a service that can never
     be ready."""
     versions = []
-    for name, model in settings.models.items():
+    for name in settings.models:
         try:
-            numbers = model.versions.numbers
-            version = store.get(name, numbers[0]) if numbers else store.latest(name)
+            version = _version(settings, store, name)
         except StoreError as error:
             raise SettingsError(f"serving.yaml: models.{name}: {error}") from None
-        engine = create_engine(settings.engine_of(name), version.path)
-        if not os.access(engine.program, os.X_OK):
+        section = settings.engine_of(name, version.number)
+        engine = create_engine(section, version.path, version.task)
+        if isinstance(engine, LocalEngine) and not os.access(engine.program, os.X_OK):
             raise SettingsError(f"serving.yaml: {not_installed(engine.name, engine.program)}.")
+        if version.task not in engine.tasks:
+            raise SettingsError(
+                f"serving.yaml: models.{name}: {version.tag} was imported to {version.task}, which "
+                f"{engine.name} cannot do; choose vllm or sglang for it."
+            )
         lacking = [file for file in engine.needs if not (version.path / file).is_file()]
         if lacking:
             raise SettingsError(
@@ -47,6 +56,17 @@ def plan(settings: Settings, store: ModelStore) -> list[Version]:
             )
         versions.append(version)
     return versions
+
+
+def _version(settings: Settings, store: ModelStore, name: str) -> Version:
+    """What a model's `versions` name. Raises `StoreError`."""
+    numbers = settings.models[name].versions.numbers
+    number = numbers[0] if numbers else 1
+    section = settings.engine_of(name, number)
+    if isinstance(section, OpenAICompatibleEngine):  # its files are on another machine
+        task = "embed" if EmbeddingRequest.TASK in section.capabilities else "generate"
+        return Version(name, number, Path(os.devnull), datetime.now(), section.url, [], task)
+    return store.get(name, number) if numbers else store.latest(name)
 
 
 class Reconciler:
@@ -78,6 +98,13 @@ class Reconciler:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(keeper.stop() for keeper in self._keepers.values()))
         self._in_use.close()
+
+    @property
+    def replicas(self) -> Iterator[Replica]:
+        """Those that have been started and not yet put away."""
+        for keeper in self._keepers.values():
+            if keeper.replica is not None:
+                yield keeper.replica
 
     @property
     def ready(self) -> bool:
@@ -126,7 +153,7 @@ class Keeper:
         self._store = store
         self._hooks = hooks
         self._publish = publish
-        self._replica: Replica | None = None
+        self.replica: Replica | None = None
         self._stopped = False
         self._wanted = asyncio.Event()
         self._idle_state = State.UNLOADED
@@ -135,15 +162,24 @@ class Keeper:
 
     @property
     def state(self) -> State:
-        return self._replica.state if self._replica is not None else self._idle_state
+        return self.replica.state if self.replica is not None else self._idle_state
 
     def target(self) -> Target:
         """This version as the snapshot shows it."""
-        ready = self._replica if self.state == State.READY else None
+        ready = self.replica if self.state == State.READY else None
         version = self.version
         lazy = self._settings.models[version.name].load == "lazy"
+        section = self._settings.engine_of(version.name, version.number)
+        adapters = frozenset(section.lora) if isinstance(section, GpuEngine) else frozenset()
         return Target(
-            version.name, version.number, version.created, self.state, ready, self._want, lazy
+            name=version.name,
+            number=version.number,
+            created=version.created,
+            state=self.state,
+            replica=ready,
+            load=self._want,
+            lazy=lazy,
+            adapters=adapters,
         )
 
     async def run(self) -> None:
@@ -168,20 +204,20 @@ class Keeper:
     async def stop(self) -> None:
         """Ends the engine; `run` must have been cancelled."""
         self._stopped = True
-        if self._replica is not None:
-            await self._replica.stop()
+        if self.replica is not None:
+            await self.replica.stop()
 
     async def _one_life(self) -> float | None:
         """From start to death: the seconds it served, or None when another start is no use."""
         began: float | None = None
         try:
             await asyncio.to_thread(self._store.verify, self.version, self._still_wanted)
-            self._replica = Replica(self._settings, self.version, self._hooks)
-            await self._replica.start()
+            self.replica = Replica(self._settings, self.version, self._hooks)
+            await self.replica.start()
             began = time.monotonic()
             self._publish()
             self.settled.set()
-            self.reason = await self._replica.until_dead()
+            self.reason = await self.replica.until_dead()
         except ReplicaDied as error:
             self.reason = str(error)
         except ModelRefused as error:
@@ -189,13 +225,13 @@ class Keeper:
             return None
         except Exception as error:  # a defect of ours: as visible as any other way to fail
             log.exception("%s: the replica's keeper failed", self.version.tag)
-            broken, self._replica = self._replica, None
+            broken, self.replica = self.replica, None
             self._fail(f"internal error: {error}")
             if broken is not None:
                 await broken.stop()
             return None
         self._idle_state = State.LOADING
-        dead, self._replica = self._replica, None
+        dead, self.replica = self.replica, None
         self._publish()  # no new request may meet the dead replica while it is put away
         if dead is not None:
             await dead.stop()

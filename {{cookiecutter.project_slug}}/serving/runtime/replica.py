@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import itertools
 import logging
 import os
 import secrets
@@ -16,8 +17,9 @@ from pathlib import Path
 
 from serving.contract.errors import ApiError
 from serving.engines import create_engine
-from serving.engines.base import Launch
-from serving.runtime.process import EngineProcess
+from serving.engines.base import Launch, LocalEngine
+from serving.engines.openai_compatible import OpenAICompatible
+from serving.runtime.process import EngineProcess, Exit
 from serving.runtime.store import Version
 from serving.runtime.warmup import WarmupClient, WarmupFailed, load_hook, warm_up
 from serving.runtime.wire import EngineGone, Wire
@@ -27,6 +29,8 @@ log = logging.getLogger("bentoml.serving")
 
 HOST = "127.0.0.1"
 HEALTH_EVERY = 1.0  # seconds
+#: Health checks from one look at the engine's metrics to the next: making them takes it 10 ms.
+FIGURES_EVERY = 5
 #: Silent health checks in a row after which a replica counts as hung.
 HEALTH_STRIKES = 3
 
@@ -47,14 +51,17 @@ class ReplicaDied(Exception):
 class Replica:
     """A replica of `version`. Used once: a restart makes a new one.
 
-    `in_flight` counts the requests it is answering now.
+    `in_flight` counts the requests it is answering now; `figures` are what the engine tells of
+    itself, see `engines.metrics`.
     """
 
     def __init__(self, settings: Settings, version: Version, hooks: Path) -> None:
         self.version = version
-        self.engine = create_engine(settings.engine_of(version.name), version.path)
+        section = settings.engine_of(version.name, version.number)
+        self.engine = create_engine(section, version.path, version.task)
         self.state = State.UNLOADED
         self.in_flight = 0
+        self.figures: dict[str, float] = {}
         self.wire = Wire(HOST, 0, {})
         self._settings = settings
         self._hooks = hooks
@@ -89,10 +96,10 @@ class Replica:
     async def until_dead(self) -> str:
         """Returns why, once the engine is gone, says that it is unwell, or hangs."""
         strikes = 0
-        process = self._running
-        while not process.exited.done():
-            await asyncio.wait({process.exited}, timeout=HEALTH_EVERY)
-            if process.exited.done():
+        exited = self._exited
+        for round_number in itertools.count():
+            await asyncio.wait({exited}, timeout=HEALTH_EVERY)
+            if exited.done():
                 break
             try:
                 status, _ = await self.wire.get(
@@ -106,9 +113,20 @@ class Replica:
                 if status != 200:
                     return f"its health check answers {status}"
                 strikes = 0
+                if round_number % FIGURES_EVERY == 0:
+                    await self._read_figures()
             if strikes >= HEALTH_STRIKES:
                 return f"it did not answer {strikes} health checks in a row"
-        return f"the engine ended by itself: {process.exited.result()}"
+        return f"the engine ended by itself: {exited.result()}"
+
+    async def _read_figures(self) -> None:
+        if self.engine.gauges is None:
+            return
+        with contextlib.suppress(ApiError, EngineGone, TimeoutError, ValueError):
+            timeout = self._settings.timeouts.health
+            status, body = await self.wire.get("/metrics", timeout=timeout)
+            if status == 200:
+                self.figures = self.engine.gauges.read(body.decode("utf-8", "replace"))
 
     async def stop(self) -> None:
         """Ends the engine, gently first. Requests still running on it break."""
@@ -120,25 +138,40 @@ class Replica:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _launch(self) -> None:
-        if not os.access(self.engine.program, os.X_OK):
-            raise ReplicaDied(not_installed(self.engine.name, self.engine.program))
+        if isinstance(self.engine, OpenAICompatible):
+            key = self.engine.key
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            self.wire = Wire(self.engine.host, self.engine.port, headers, tls=self.engine.tls)
+        elif isinstance(self.engine, LocalEngine):
+            await self._launch_process(self.engine)
+
+    async def _launch_process(self, engine: LocalEngine) -> None:
+        if not os.access(engine.program, os.X_OK):
+            raise ReplicaDied(not_installed(engine.name, engine.program))
         try:
             self._folder = Path(tempfile.mkdtemp(prefix="serving-"))
             launch = Launch(HOST, _free_port(), secrets.token_hex(32), self._folder)
-            headers = {"authorization": f"Bearer {launch.key}"} if self.engine.takes_key else {}
+            headers = {"authorization": f"Bearer {launch.key}"} if engine.takes_key else {}
             self.wire = Wire(HOST, launch.port, headers)
-            self.engine.prepare(launch)
+            engine.prepare(launch)
             self._process = await EngineProcess.start(
-                self.engine.command(launch),
-                {**self.engine.settings.env, **self.engine.environment(launch)},
+                engine.command(launch),
+                engine.environment(launch),
                 log=self.log_file,
                 secret=launch.key,
                 # Engines log each of our health checks, 86,400 a day.
-                noise=f"GET {self.engine.health_path} HTTP",
+                noise=f"GET {engine.health_path} HTTP",
                 stop_seconds=self._settings.timeouts.stop,
             )
         except OSError as error:
             raise ReplicaDied(f"the engine could not be started: {error}") from None
+
+    @property
+    def _evidence(self) -> str:
+        """Where a person finds out more."""
+        if isinstance(self.engine, OpenAICompatible):
+            return f"{self.engine.settings.url}"
+        return str(self.log_file)
 
     @property
     def log_file(self) -> Path:
@@ -146,23 +179,25 @@ class Replica:
         return self._settings.service.state / "logs" / name
 
     @property
-    def _running(self) -> EngineProcess:
-        assert self._process is not None
-        return self._process
+    def _exited(self) -> asyncio.Future[Exit]:
+        """Done once the engine's process is gone: never, when it has none here."""
+        if self._process is None:
+            return asyncio.get_running_loop().create_future()
+        return self._process.exited
 
     async def _until_healthy(self) -> None:
         limit = self._settings.timeouts.start
         deadline = time.monotonic() + limit
-        process = self._running
+        exited = self._exited
         while time.monotonic() < deadline:
-            if process.exited.done():
-                raise ReplicaDied(f"the engine did not start: {process.exited.result()}")
+            if exited.done():
+                raise ReplicaDied(f"the engine did not start: {exited.result()}")
             with contextlib.suppress(ApiError, EngineGone, TimeoutError):
                 status, _ = await self.wire.get(self.engine.health_path, timeout=5)
                 if status == 200:
                     return
-            await asyncio.wait({process.exited}, timeout=0.2)
-        raise ReplicaDied(f"the engine was not healthy after {limit:g} s; see {self.log_file}")
+            await asyncio.wait({exited}, timeout=0.2)
+        raise ReplicaDied(f"the engine was not healthy after {limit:g} s; see {self._evidence}")
 
     async def _warm_up(self) -> None:
         timeouts = self._settings.timeouts
@@ -172,7 +207,7 @@ class Replica:
                 settings = self._settings.models[self.version.name].warmup
                 await warm_up(client, settings, load_hook(self._hooks))
         except WarmupFailed as error:
-            raise ReplicaDied(f"{error}; see {self.log_file}") from None
+            raise ReplicaDied(f"{error}; see {self._evidence}") from None
         except TimeoutError:
             raise ReplicaDied(f"its warm-up took over {timeouts.warmup:g} s") from None
 

@@ -1,4 +1,5 @@
-"""Which replica answers a model address: `chat`, `chat@production` or `chat:3`.
+"""Which replica answers a model address: `chat`, `chat@production` or `chat:3`; with a LoRA adapter
+of the model, `chat/legal` and so on.
 
 The reconciler publishes an immutable snapshot; request handlers read it without a lock.
 """
@@ -17,7 +18,10 @@ from serving.runtime.replica import Replica, State
 
 PRODUCTION = "production"
 
-_ADDRESS = re.compile(r"(?P<name>[^:@]+)(?::(?P<number>[1-9]\d{0,8})|@(?P<label>[^:@]+))?")
+_ADDRESS = re.compile(
+    r"(?P<name>[^:@/]+)(/(?P<adapter>[^:@/]+))?"
+    r"(?::(?P<number>[1-9]\d{0,8})|@(?P<label>[^:@]+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Target:
     replica: Replica | None
     load: Callable[[], None]
     lazy: bool = False
+    adapters: frozenset[str] = frozenset()
 
     @property
     def tag(self) -> str:
@@ -42,11 +47,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Route:
-    """Where one request goes, and how the reply names it."""
+    """Where one request goes, and how the reply names it. `adapter` is the LoRA adapter it asks
+    for, or empty."""
 
     target: Target
     replica: Replica
     label: str
+    adapter: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,9 @@ class Snapshot:
 
     targets: Mapping[str, Target] = field(default_factory=dict)
 
-    def find(self, address: str) -> Target:
-        """Raises `ApiError` (404) for an address that names nothing served."""
+    def find(self, address: str) -> tuple[Target, str]:
+        """The version and the adapter. Raises `ApiError` (404) for an address that names nothing
+        served."""
         parts = _ADDRESS.fullmatch(address)
         target = self.targets.get(parts["name"]) if parts else None
         if parts is None or target is None:
@@ -65,7 +73,9 @@ class Snapshot:
             raise model_not_found(address)
         if parts["label"] is not None and parts["label"] != PRODUCTION:
             raise model_not_found(address)
-        return target
+        if parts["adapter"] is not None and parts["adapter"] not in target.adapters:
+            raise model_not_found(address)
+        return target, parts["adapter"] or ""
 
 
 class Router:
@@ -83,23 +93,23 @@ class Router:
 
     async def route(self, address: str) -> Route:
         """Raises `ApiError`: 404 for an unknown address, 503 when nothing can answer it now."""
-        target = self.snapshot.find(address)
+        target, adapter = self.snapshot.find(address)
         waiting = target.lazy and target.state != State.FAILED
         if target.replica is None and (waiting or target.state == State.UNLOADED):
             target.load()
             target = await self._loaded(address)
         if target.replica is None:
             raise self._unavailable(address, target.state)
-        return Route(target, target.replica, PRODUCTION)
+        return Route(target, target.replica, PRODUCTION, adapter)
 
     async def _loaded(self, address: str) -> Target:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._patience):
-                while (target := self.snapshot.find(address)).replica is None:
+                while (target := self.snapshot.find(address)[0]).replica is None:
                     if target.state == State.FAILED:
                         break
                     await self._published.wait()
-        return self.snapshot.find(address)
+        return self.snapshot.find(address)[0]
 
     @staticmethod
     def _unavailable(address: str, state: State) -> ApiError:

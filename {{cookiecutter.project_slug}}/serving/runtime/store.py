@@ -44,7 +44,8 @@ class StoreError(Exception):
 
 @dataclass(frozen=True)
 class Version:
-    """`chat:3`: one imported model. `source` says where it came from."""
+    """`chat:3`: one imported model. `source` says where it came from, `task` what it is asked for:
+    `generate` text or `embed` it."""
 
     name: str
     number: int
@@ -52,6 +53,7 @@ class Version:
     created: datetime
     source: str
     files: list[FileRecord]
+    task: str = "generate"
 
     @property
     def tag(self) -> str:
@@ -102,6 +104,7 @@ class ModelStore:
             created=entry.creation_time,
             source=str(metadata.get("source", "")),
             files=[FileRecord(**record) for record in metadata["files"]],
+            task=str(metadata.get("task", "generate")),
         )
 
     def find(self, tag: str) -> Version:
@@ -157,6 +160,7 @@ class ModelStore:
         source: Path,
         described: str,
         *,
+        task: str = "generate",
         allow_pickle: bool = False,
         consume: bool = False,
         advance: Callable[[int], None] = lambda _: None,
@@ -179,7 +183,12 @@ class ModelStore:
                 records.append(FileRecord(path.as_posix(), size, digest))
             with self._lock():
                 number = self._next_number(name)
-                self._describe(folder, f"{name}:{number}", described, records)
+                metadata = {
+                    "source": described,
+                    "task": task,
+                    "files": [vars(record) for record in records],
+                }
+                self._describe(folder, f"{name}:{number}", metadata)
                 target = self._models / name / str(number)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 folder.rename(target)
@@ -240,14 +249,14 @@ class ModelStore:
         return number
 
     @staticmethod
-    def _describe(folder: Path, tag: str, source: str, records: list[FileRecord]) -> None:
+    def _describe(folder: Path, tag: str, metadata: dict[str, Any]) -> None:
         """Writes the entry's model.yaml by BentoML's own hand."""
         with tempfile.TemporaryDirectory() as scratch:
             store = _ScratchStore(Path(scratch))
             with bentoml.models.create(
                 tag,
                 labels={"managed-by": "serving"},
-                metadata={"source": source, "files": [vars(record) for record in records]},
+                metadata=metadata,
                 _model_store=store,  # type: ignore[arg-type]
             ):
                 pass

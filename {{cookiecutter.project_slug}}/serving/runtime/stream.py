@@ -1,36 +1,35 @@
-"""One generation on one engine: its request sent, its stream read as events no engine owns."""
+"""One request on one engine: sent, and its answer read as events no engine owns."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 
-from serving.contract.errors import engine_error, timed_out
+from serving.contract.errors import ApiError, engine_error, timed_out
 from serving.contract.events import EngineEvent
+from serving.contract.sampling import Request
 from serving.contract.sse import EventReader
 from serving.engines.base import Engine, EngineCall
+from serving.engines.dialect import EngineRefused
 from serving.runtime.wire import EngineGone, EngineReply, Wire
 
 log = logging.getLogger("bentoml.serving")
 
 
 class EngineStream:
-    """The events of one generation. `complete` is set once the engine has ended it well.
+    """The events of one answer to `request`, sent as `call`. `complete` is set once the engine has
+    ended it well."""
 
-    `param` is the request field to blame when the engine says that the prompt is too long.
-    """
-
-    def __init__(
-        self, engine: Engine, wire: Wire, call: EngineCall, stops: list[str], param: str
-    ) -> None:
+    def __init__(self, engine: Engine, wire: Wire, request: Request, call: EngineCall) -> None:
         self.complete = False
         self._engine = engine
         self._wire = wire
         self._call = call
-        self._param = param
+        self._request = request
         self._reply: EngineReply | None = None
         self._reader = EventReader()
-        self._decoder = engine.open_stream(stops)
+        self._body: list[bytes] = []
+        self._decoder = engine.decoder(request.inner)
         self._done = False
 
     async def next(self, patience: float) -> list[EngineEvent] | None:
@@ -44,10 +43,12 @@ class EngineStream:
         if not self._reply.status and not await self._head(patience):
             return None
         if self._reply.status != 200:
-            await self._refused(self._reply)
+            raise self._refused(self._reply.status, await self._reply.body())
         data = await self._reply.read(patience)
         if data is None:
             return None
+        if not self._call.streamed:
+            return self._whole(data)
         if data == b"":
             if self._reader.pending or (self._engine.ends_with_done and not self._done):
                 raise EngineGone("the engine ended its stream too early")
@@ -57,10 +58,21 @@ class EngineStream:
             payloads = self._reader.feed(data)
         except ValueError as error:
             raise engine_error() from error
-        events = [self._decoder.decode(payload) for payload in payloads]
+        try:
+            events = [self._decoder.decode(payload) for payload in payloads]
+        except EngineRefused as refused:
+            raise self._refused(refused.status, refused.body) from None
         if events and events[-1].done:
             self._done = self.complete = True
         return events
+
+    def _whole(self, data: bytes) -> list[EngineEvent]:
+        """An answer that is one JSON body is one event, once all of it is there."""
+        if data:
+            self._body.append(data)
+            return []
+        self.complete = True
+        return [self._decoder.decode(b"".join(self._body))]
 
     async def close(self) -> None:
         """Keeps the connection for the next request if this one is complete; otherwise leaves,
@@ -84,12 +96,11 @@ class EngineStream:
         self._reply = await self._wire.request("POST", self._call.path, self._call.body, fresh=True)
         return await self._reply.head(patience)
 
-    async def _refused(self, reply: EngineReply) -> None:
-        body = await reply.body()
+    def _refused(self, status: int, body: bytes) -> ApiError:
         # Its words may quote the prompt, which belongs in no log unless somebody asks for it.
-        log.warning("%s answered %d", self._engine.name, reply.status)
+        log.warning("%s answered %d", self._engine.name, status)
         log.debug("%s said: %.500s", self._engine.name, body.decode("utf-8", "replace"))
-        raise self._engine.refusal(reply.status, body, self._param)
+        return self._engine.refusal(status, body, self._request)
 
 
 async def read_all(stream: EngineStream, patience: float) -> list[EngineEvent]:

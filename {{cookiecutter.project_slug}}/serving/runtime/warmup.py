@@ -11,8 +11,11 @@ from types import ModuleType
 
 from serving.contract.chat import ChatRequest
 from serving.contract.completions import CompletionRequest
+from serving.contract.embeddings import EmbeddingRequest
 from serving.contract.errors import ApiError
-from serving.engines.base import Engine, EngineCall
+from serving.contract.events import EngineEvent
+from serving.contract.sampling import Request
+from serving.engines.base import Engine
 from serving.runtime.stream import EngineStream, read_all
 from serving.runtime.wire import EngineGone, Wire
 from serving.settings import Warmup
@@ -41,19 +44,29 @@ class WarmupClient:
         request = ChatRequest.model_validate(
             {"model": self.version, "messages": messages, "max_tokens": max_tokens}
         )
-        return await self._run(self.engine.chat(request))
+        return await self._run(request)
 
     async def complete(self, prompt: str, *, max_tokens: int = 16) -> str:
         """One text completion; returns the continuation."""
         request = CompletionRequest.model_validate(
             {"model": self.version, "prompt": prompt, "max_tokens": max_tokens}
         )
-        return await self._run(self.engine.completion(request))
+        return await self._run(request)
 
-    async def _run(self, call: EngineCall) -> str:
-        stream = EngineStream(self.engine, self.wire, call, [], "warmup")
-        events = await read_all(stream, self.patience)
+    async def embed(self, text: str) -> int:
+        """One embedding, for a model imported with `--task embed`; returns its dimensions."""
+        request = EmbeddingRequest(model=self.version, input=text)
+        events = await self._events(request)
+        return sum(len(vector) // 4 for event in events for vector in event.vectors)
+
+    async def _run(self, request: Request) -> str:
+        events = await self._events(request)
         return "".join(delta.text for event in events for delta in event.deltas)
+
+    async def _events(self, request: Request) -> list[EngineEvent]:
+        call = self.engine.call(request)
+        stream = EngineStream(self.engine, self.wire, request, call)
+        return await read_all(stream, self.patience)
 
 
 Hook = Callable[[WarmupClient], Awaitable[None]]
@@ -83,7 +96,10 @@ async def _round(client: WarmupClient, settings: Warmup) -> None:
 
     async def ask(prompt: str) -> None:
         async with turn:
-            await client.chat(prompt, max_tokens=settings.max_tokens)
+            if client.engine.task == "embed":
+                await client.embed(prompt)
+            else:
+                await client.chat(prompt, max_tokens=settings.max_tokens)
 
     # As many of each as run together: a batch of one size warms nothing of another size.
     await asyncio.gather(*map(ask, settings.prompts * settings.concurrency))

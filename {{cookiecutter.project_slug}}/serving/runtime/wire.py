@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ssl
 from collections.abc import Mapping
 from typing import cast
 
@@ -31,11 +32,20 @@ class ClientGone(Exception):
 
 
 class Wire:
-    """Connections to one engine, kept alive and used again. `headers` go with every request."""
+    """Connections to one engine, kept alive and used again. `headers` go with every request; with
+    `tls` the connections are encrypted."""
 
-    def __init__(self, host: str, port: int, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        headers: Mapping[str, str],
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._host = host
         self._port = port
+        self._tls = tls
         lines = {"host": f"{host}:{port}", "content-type": "application/json", **headers}
         self._head = "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode()
         self._idle: list[_Connection] = []
@@ -69,7 +79,7 @@ class Wire:
         try:
             async with asyncio.timeout(CONNECT_LIMIT):
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self._idle), self._host, self._port
+                    lambda: _Connection(self._idle), self._host, self._port, ssl=self._tls
                 )
         except TimeoutError:
             raise EngineGone("the engine takes no connection") from None

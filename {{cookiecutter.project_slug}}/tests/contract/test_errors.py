@@ -58,7 +58,8 @@ def user(content: Any, **fields: Any) -> dict[str, Any]:
         (user([{"type": "text"}]), "messages[1].content[0].text"),
         (user([{"type": "text", "text": 5}]), "messages[1].content[0].text"),
         (user([{"type": "text", "text": "a"}, "b"]), "messages[1].content[1]"),
-        (user([{"type": "image_url", "image_url": {"url": "x"}}]), "messages[1].content[0].type"),
+        (user([{"type": "audio"}]), "messages[1].content[0].type"),
+        (user([{"url": "x"}]), "messages[1].content[0].type"),
         (user([{"type": "text", "text": "a", "cache": 1}]), "messages[1].content[0].cache"),
         (chat(messages=[{**USER, "tool_calls": []}]), "messages[0].tool_calls"),
         (chat(messages=[{**USER, "user": "me"}]), "messages[0].user"),
@@ -77,6 +78,10 @@ def user(content: Any, **fields: Any) -> dict[str, Any]:
         (chat(max_tokens=0), "max_tokens"),
         (chat(n=17), "n"),
         (chat(seed=2**63), "seed"),
+        (chat(seed=-(2**63) - 1), "seed"),
+        (chat(logit_bias={"a": 1}), "logit_bias.a"),
+        (chat(reasoning_effort="extreme"), "reasoning_effort"),
+        (chat(priority=2**31), "priority"),
     ],
     ids=str,
 )
@@ -191,9 +196,21 @@ def test_a_context_error_tells_the_limit_and_the_prompts_own_length() -> None:
     assert "600" in error.message
 
 
-def test_a_missing_capability_is_named() -> None:
-    error = unsupported("seed", "chat")
-    assert (error.status, error.code, error.param) == (400, "unsupported_by_engine", "seed")
+@pytest.mark.parametrize(
+    ("capability", "param", "advice"),
+    [
+        ("seed", "seed", "leave the field out"),
+        ("image_url", "messages", "leave the field out"),
+        ("embeddings", None, "ask another endpoint or model"),
+    ],
+)
+def test_a_missing_capability_is_named_with_the_field_that_asked_for_it(
+    capability: str, param: str | None, advice: str
+) -> None:
+    error = unsupported(capability, "chat", param)
+    assert (error.status, error.code, error.param) == (400, "unsupported_by_engine", param)
+    assert f"'{capability}'" in error.message
+    assert advice in error.message
 
 
 def test_a_body_of_nothing_but_faults_is_refused_after_the_first_of_a_list() -> None:

@@ -3,48 +3,45 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from replies import USAGE, USAGE_JSON, choices, chunks, says, spent
 
-from serving.contract.chat import ChatReply
-from serving.contract.completions import CompletionReply
+from serving.contract.chat import ChatReply, ChatRequest
+from serving.contract.completions import CompletionReply, CompletionRequest
 from serving.contract.errors import ApiError
-from serving.contract.events import Delta, EngineEvent, FinishReason, Usage
-from serving.contract.reply import Reply
-from serving.contract.sse import EventReader
-
-USAGE = Usage(3, 2, 5)
+from serving.contract.events import Delta, EngineEvent, FinishReason, TokenLogprob, ToolDelta
+from serving.contract.reply import ChunkReply, Reply
 
 
-def reply(kind: type[Reply] = ChatReply, *, n: int = 1, stream: bool = True, usage: bool = False):  # type: ignore[no-untyped-def]
-    return kind("chat", "chat:3", n=n, stream=stream, usage=usage)
+def reply(
+    kind: type[ChunkReply] = ChatReply, *, n: int = 1, stream: bool = True, usage: bool = False
+) -> Reply:
+    fields: dict[str, Any] = {
+        "model": "chat",
+        "n": n,
+        "stream": stream,
+        "stream_options": {"include_usage": usage},
+    }
+    if kind is CompletionReply:
+        return CompletionReply(CompletionRequest(prompt="Hi", **fields), "chat:3")
+    return ChatReply(chat(**fields), "chat:3")
 
 
-def says(text: str, reason: FinishReason | None = None, index: int = 0) -> EngineEvent:
-    return EngineEvent([Delta(index, text, reason)])
-
-
-def spent() -> EngineEvent:
-    return EngineEvent(usage=USAGE)
-
-
-def chunks(stream: bytes) -> list[Any]:
-    """The JSON of every event, and "[DONE]" as it is."""
-    return [
-        "[DONE]" if data == b"[DONE]" else json.loads(data) for data in EventReader().feed(stream)
-    ]
+def chat(**fields: Any) -> ChatRequest:
+    messages = [{"role": "user", "content": "Hi"}]
+    return ChatRequest.model_validate({"model": "chat", "messages": messages, **fields})
 
 
 def shape(stream: bytes) -> list[Any]:
     """(index, delta or text, finish reason) of every event with a choice."""
     return [
         (choice["index"], choice.get("delta", choice.get("text")), choice["finish_reason"])
-        for chunk in chunks(stream)
-        if chunk != "[DONE]"
-        for choice in chunk["choices"]
+        for choice in choices(stream)
     ]
 
 
@@ -87,6 +84,8 @@ def test_nothing_follows_a_finish_reason() -> None:
     r = reply()
     r.feed([says("a", "stop")])
     assert r.feed([says("b"), says("", "length")]) == b""
+    late = Delta(0, "", reasoning="b", tools=[ToolDelta(0, "{}", "f", "x")])
+    assert r.feed([EngineEvent([late])]) == b""
 
 
 def test_an_empty_answer_still_has_its_role_and_its_finish() -> None:
@@ -115,7 +114,7 @@ def test_usage_comes_last_and_only_if_asked_with_null_before_it() -> None:
     *before, last, done = chunks(r.feed([says("a", "stop"), spent()]) + r.end())
     assert done == "[DONE]"
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert last["usage"] == USAGE_JSON
     assert [chunk["usage"] for chunk in before] == [None] * len(before)
 
 
@@ -138,7 +137,7 @@ def test_without_asking_no_chunk_has_a_usage_key() -> None:
     ids=["nothing", "no finish", "no usage", "one choice of two"],
 )
 def test_an_incomplete_answer_never_ends_as_if_it_were_complete(
-    kind: type[Reply], end: str, events: list[EngineEvent], n: int
+    kind: type[ChunkReply], end: str, events: list[EngineEvent], n: int
 ) -> None:
     r = reply(kind, n=n, stream=end == "end")
     r.feed(events)
@@ -147,75 +146,158 @@ def test_an_incomplete_answer_never_ends_as_if_it_were_complete(
     assert caught.value.status == 502
 
 
-def test_a_whole_chat_reply_has_all_fields_an_sdk_reads() -> None:
-    r = reply(stream=False)
-    assert r.feed([says("Hel"), says("lo", "stop"), spent()]) == b""
-    body = json.loads(r.whole())
-    assert body == {
-        "id": r.id,
-        "object": "chat.completion",
-        "created": r.created,
-        "model": "chat",
-        "system_fingerprint": "chat:3",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "Hello", "refusal": None},
-                "finish_reason": "stop",
-                "logprobs": None,
-            }
-        ],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
-    }
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("said", "calls", "told"),
+    [
+        ("stop", True, "tool_calls"),  # vLLM, when the request named the function to call
+        ("tool_calls", True, "tool_calls"),
+        ("length", True, "length"),
+        ("stop", False, "stop"),
+        ("tool_calls", False, "stop"),
+        ("length", False, "length"),
+    ],
+)
+def test_the_finish_reason_is_tool_calls_just_when_there_are_calls_that_nothing_cut(
+    said: FinishReason, calls: bool, told: str, stream: bool
+) -> None:
+    r = reply(stream=stream)
+    piece = [ToolDelta(0, "{}", "f", "x")] if calls else []
+    data = r.feed([EngineEvent([Delta(0, "", said, tools=piece)]), spent()])
+    got = choices(data) if stream else json.loads(r.whole())["choices"]
+    assert got[-1]["finish_reason"] == told
 
 
-def test_a_completion_stream_has_text_and_no_role() -> None:
-    r = reply(CompletionReply, usage=True)
-    stream = r.feed([says("Hel"), says("lo", "length"), spent()]) + r.end()
-    assert shape(stream) == [(0, "Hel", None), (0, "lo", None), (0, "", "length")]
-    assert chunks(stream)[0]["object"] == "text_completion"
-    assert chunks(stream)[0]["usage"] is None
-    assert chunks(stream)[-2]["usage"]["total_tokens"] == 5
-
-
-def test_a_whole_completion_keeps_the_choices_in_order() -> None:
-    r = reply(CompletionReply, n=2, stream=False)
-    r.feed([says("b", "stop", index=1), says("a", "length", index=0), spent()])
-    body = json.loads(r.whole())
-    assert [(c["index"], c["text"], c["finish_reason"]) for c in body["choices"]] == [
-        (0, "a", "length"),
-        (1, "b", "stop"),
-    ]
-
-
+TEXTS = st.text(max_size=4)
+TOOLS = st.builds(
+    ToolDelta,
+    call=st.integers(0, 2),
+    arguments=TEXTS,
+    name=st.sampled_from([None, "f", "g"]),
+    id=st.sampled_from([None, "x", "y"]),
+)
 DELTAS = st.builds(
     Delta,
     index=st.integers(0, 2),
-    text=st.text(max_size=4),
-    finish_reason=st.sampled_from([None, None, "stop", "length"]),
+    text=TEXTS,
+    finish_reason=st.sampled_from([None, None, None, "stop", "length", "tool_calls"]),
+    reasoning=st.one_of(st.just(""), TEXTS),
+    tools=st.one_of(st.just([]), st.lists(TOOLS, max_size=3)),
 )
+EVENTS = st.lists(st.lists(DELTAS, max_size=3).map(EngineEvent), max_size=20)
 
 
-@given(st.lists(st.lists(DELTAS, max_size=3).map(EngineEvent), max_size=20))
-def test_whatever_an_engine_sends_each_choice_is_role_content_finish_and_then_silence(
+@given(EVENTS)
+def test_whatever_an_engine_sends_each_choice_is_role_then_parts_then_finish_then_silence(
     events: list[EngineEvent],
 ) -> None:
     said = shape(reply(n=2).feed(events))
+    assert {index for index, _, _ in said} <= {0, 1}
     for index in (0, 1):
         mine = [(delta, reason) for i, delta, reason in said if i == index]
         if mine:
             assert mine[0] == ({"role": "assistant", "content": ""}, None)
-        assert all(set(delta) == {"content"} and delta["content"] for delta, r in mine[1:] if not r)
+        for delta, reason in mine[1:]:
+            assert (delta == {}) == (reason is not None)
+            assert set(delta) <= {"content", "reasoning_content", "tool_calls"}
+            assert all(delta.values())
         assert [r is None for _, r in mine[:-1]] == [True] * (len(mine) - 1 if mine else 0)
 
 
-@given(st.lists(st.lists(DELTAS, max_size=3).map(EngineEvent), max_size=20))
-def test_the_whole_reply_says_what_the_stream_says(events: list[EngineEvent]) -> None:
-    closing = EngineEvent([Delta(0, "", "stop"), Delta(1, "", "stop")], USAGE)
-    streamed, whole = reply(n=2), reply(n=2, stream=False)
-    stream = shape(streamed.feed([*events, closing]) + streamed.end())
-    whole.feed([*events, closing])
+def collected(events: list[Any], index: int) -> dict[str, Any]:
+    """One choice of a chat stream, put together as an SDK does."""
+    message: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": []}
+    reason = None
+    for at, delta, finish in events:
+        if at != index:
+            continue
+        for part in ("content", "reasoning_content"):
+            message[part] += delta.get(part, "")
+        for piece in delta.get("tool_calls", []):
+            if piece["index"] == len(message["tool_calls"]):
+                message["tool_calls"].append({"id": piece["id"], "type": piece["type"]})
+                message["tool_calls"][-1]["function"] = dict(piece["function"])
+            else:
+                assert set(piece) == {"index", "function"}
+                assert set(piece["function"]) == {"arguments"}
+                call = message["tool_calls"][piece["index"]]
+                call["function"]["arguments"] += piece["function"]["arguments"]
+        reason = reason or finish
+    return {**message, "finish_reason": reason}
+
+
+CLOSING = EngineEvent([Delta(0, "", "stop"), Delta(1, "", "stop")], USAGE)
+
+
+@given(EVENTS, st.booleans())
+def test_the_whole_reply_says_what_the_stream_says(events: list[EngineEvent], one: bool) -> None:
+    wanted = {"n": 2, "parallel_tool_calls": not one}
+    stream, whole = (ChatReply(chat(stream=way, **wanted), "chat:3") for way in (True, False))
+    # A call whose id the engine does not say gets one from us, another each time.
+    for event in events:
+        for delta in event.deltas:
+            for piece in delta.tools:
+                piece.id = piece.id or "z"
+    copies = [EngineEvent([Delta(**fields(d)) for d in event.deltas]) for event in events]
+    told = shape(stream.feed([*events, CLOSING]) + stream.end())
+    whole.feed([*copies, CLOSING])
     for choice in json.loads(whole.whole())["choices"]:
-        mine = [(d, r) for i, d, r in stream if i == choice["index"]]
-        assert "".join(d.get("content", "") for d, _ in mine) == choice["message"]["content"]
-        assert mine[-1][1] == choice["finish_reason"]
+        message = choice["message"]
+        assert collected(told, choice["index"]) == {
+            "content": message["content"] or "",
+            "reasoning_content": message.get("reasoning_content", ""),
+            "tool_calls": message.get("tool_calls", []),
+            "finish_reason": choice["finish_reason"],
+        }
+        assert len(message.get("tool_calls", [])) <= (1 if one else 3)
+
+
+def fields(delta: Delta) -> dict[str, Any]:
+    return {name: getattr(delta, name) for name in delta.__struct_fields__}
+
+
+CALLS = [
+    ("get_weather", '{"city": "Paris", "days": [1, 2]}'),
+    ("get_time", '{"zone": "CET"}'),
+    ("noop", ""),
+]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 40), max_size=5), min_size=3, max_size=3),
+    st.sampled_from([0, 1, 7]),
+    st.booleans(),
+)
+def test_however_calls_are_cut_into_fragments_the_same_calls_come_out(
+    cuts: list[list[int]], first: int, together: bool
+) -> None:
+    """Engines count calls from where they like, and send one or several fragments an event."""
+    pieces: list[ToolDelta] = []
+    for at, ((name, arguments), marks) in enumerate(zip(CALLS, cuts, strict=True)):
+        edges = [0, *sorted(min(mark, len(arguments)) for mark in marks), len(arguments)]
+        fragments = [arguments[a:b] for a, b in pairwise(edges)]
+        pieces.append(ToolDelta(first + at, fragments[0], name, f"call_{at}"))
+        pieces += [ToolDelta(first + at, fragment) for fragment in fragments[1:]]
+    groups = [pieces] if together else [[piece] for piece in pieces]
+    events = [EngineEvent([Delta(0, "", tools=group)]) for group in groups]
+    r = reply()
+    told = collected(shape(r.feed([*events, says("", "stop"), spent()]) + r.end()), 0)
+    assert told["tool_calls"] == [
+        {
+            "id": f"call_{at}",
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
+        for at, (name, arguments) in enumerate(CALLS)
+    ]
+    assert told["finish_reason"] == "tool_calls"
+
+
+@given(st.lists(st.sampled_from(["こ", "", "a\u0000b", '"', "\\", "\u2028", "💡"]), max_size=8))
+def test_any_text_is_the_same_after_it_was_streamed(texts: list[str]) -> None:
+    plain, verbose = reply(), ChatReply(chat(stream=True, logprobs=True), "chat:3")
+    said = [says(text) for text in texts]
+    noted = [EngineEvent([Delta(0, text, logprobs=[TokenLogprob("", 0.0)])]) for text in texts]
+    for r, events in ((plain, said), (verbose, noted)):
+        told = shape(r.feed([*events, says("", "stop"), spent()]) + r.end())
+        assert collected(told, 0)["content"] == "".join(texts)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from serving.contract.chat import ChatRequest
 from serving.engines.base import Launch
 from serving.engines.sglang import Sglang
 from serving.settings import SglangEngine
@@ -27,7 +32,7 @@ def launch(tmp_path: Path) -> Launch:
 
 
 def test_the_command_serves_the_version_on_the_given_address(launch: Launch) -> None:
-    assert engine(args=["--mem-fraction-static", "0.5"], gpus=2).command(launch) == [
+    assert engine(gpus=1).command(launch) == [
         "/opt/engine/bin/python",
         "-m",
         "sglang.launch_server",
@@ -39,15 +44,101 @@ def test_the_command_serves_the_version_on_the_given_address(launch: Launch) -> 
         "1234",
         "--served-model-name",
         "model",
-        "--context-length",
-        "4096",
         "--config",
         str(launch.folder / "sglang.yaml"),
-        "--tp-size",
-        "2",
-        "--mem-fraction-static",
-        "0.5",
+        "--enable-metrics",
+        "--enable-cache-report",
+        "--context-length",
+        "4096",
     ]
+
+
+def flags(launch: Launch, **fields: object) -> list[str]:
+    """What the settings add to the command line of a GPU."""
+    bare = engine(gpus=1).command(launch)
+    return engine(**{"gpus": 1, **fields}).command(launch)[len(bare) :]
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"gpus": 4}, "--tp-size 4"),
+        (
+            {"gpus": 8, "pipeline_parallel": 2, "data_parallel": 2},
+            "--tp-size 2 --pp-size 2 --dp-size 2",
+        ),
+        (
+            {"gpus": 8, "data_parallel": 4, "engine_args": {"enable-dp-attention": True}},
+            "--tp-size 8 --dp-size 4 --enable-dp-attention",
+        ),
+        ({"memory_fraction": 0.8}, "--mem-fraction-static 0.8"),
+        ({"dtype": "bfloat16"}, "--dtype bfloat16"),
+        ({"quantization": "fp8"}, "--quantization fp8"),
+        ({"kv_cache_dtype": "fp8_e5m2"}, "--kv-cache-dtype fp8_e5m2"),
+        ({"prefix_caching": True}, ""),
+        ({"prefix_caching": False}, "--disable-radix-cache"),
+        ({"chunked_prefill": 2048}, "--chunked-prefill-size 2048"),
+        ({"chunked_prefill": False}, "--chunked-prefill-size=-1"),
+        ({"max_running": 64}, "--max-running-requests 64"),
+        ({"tool_parser": "qwen25"}, "--tool-call-parser qwen25"),
+        ({"reasoning_parser": "qwen3"}, "--reasoning-parser qwen3"),
+        ({"chat_template": "/t.jinja"}, "--chat-template /t.jinja"),
+        ({"seed": 0}, "--random-seed 0"),
+        (
+            {"priority_scheduling": True},
+            "--enable-priority-scheduling --schedule-low-priority-values-first "
+            "--default-priority-value 0",
+        ),
+        ({"speculative": {"method": "mtp"}}, "--speculative-algorithm NEXTN"),
+        (
+            {"speculative": {"method": "ngram", "tokens": 4}},
+            "--speculative-algorithm NGRAM --speculative-num-draft-tokens 5",
+        ),
+        (
+            {"speculative": {"method": "draft_model", "model": "/draft", "tokens": 2}},
+            "--speculative-algorithm STANDALONE --speculative-draft-model-path /draft "
+            "--speculative-num-draft-tokens 3 --speculative-num-steps 2 --speculative-eagle-topk 1",
+        ),
+        ({"engine_args": {"page_size": 16}}, "--page-size 16"),
+    ],
+    ids=str,
+)
+def test_each_setting_becomes_its_flag(
+    launch: Launch, fields: dict[str, object], line: str
+) -> None:
+    assert flags(launch, **fields) == line.split()
+
+
+def test_adapters_are_loaded_by_name(launch: Launch) -> None:
+    line = flags(launch, lora={"law": "/ad/la w", "tax": "/ad/tax"})
+    assert line[:2] == ["--enable-lora", "--lora-paths"]
+    assert [json.loads(path) for path in line[2:]] == [
+        {"lora_name": "law", "lora_path": "/ad/la w"},
+        {"lora_name": "tax", "lora_path": "/ad/tax"},
+    ]
+
+
+CPU = ["--device", "cpu"]
+EVERY_CPU = ["--attention-backend", "torch_native", "--disable-cuda-graph"]
+
+
+def test_without_a_gpu_it_runs_on_the_cpu_in_the_way_that_every_cpu_can(launch: Launch) -> None:
+    sglang = engine()
+    line = sglang.command(launch)
+    assert line[line.index("--device") :] == [*CPU, *EVERY_CPU]
+    assert sglang.environment(launch)["SGLANG_USE_CPU_ENGINE"] == "1"
+    assert "SGLANG_USE_CPU_ENGINE" not in engine(gpus=1).environment(launch)
+
+
+def test_a_build_for_one_kind_of_cpu_names_its_own_attention(launch: Launch) -> None:
+    line = engine(engine_args={"attention-backend": "intel_amx"}).command(launch)
+    assert line[line.index("--device") :] == [*CPU, "--attention-backend", "intel_amx"]
+
+
+def test_another_device_than_a_gpu_or_cpu_can_be_named(launch: Launch) -> None:
+    sglang = engine(engine_args={"device": "xpu", "attention-backend": "intel_xpu"})
+    assert sglang.command(launch)[-4:] == ["--device", "xpu", "--attention-backend", "intel_xpu"]
+    assert "SGLANG_USE_CPU_ENGINE" not in sglang.environment(launch)
 
 
 def test_the_key_lies_in_a_file_that_only_this_user_can_read(launch: Launch) -> None:
@@ -74,3 +165,97 @@ def test_the_key_stands_neither_in_the_command_nor_in_the_environment(launch: La
     assert sglang.takes_key
     told = [*sglang.command(launch), *sglang.environment(launch).values()]
     assert not any("the-secret-key" in part for part in told)
+
+
+def request(**fields: Any) -> ChatRequest:
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], **fields}
+    return ChatRequest.model_validate(body)
+
+
+def test_an_adapter_is_named_behind_the_model() -> None:
+    assert json.loads(engine().call(request(), "law").body)["model"] == "model:law"
+    assert json.loads(engine().call(request()).body)["model"] == "model"
+
+
+def text_of(pieces: list[str], reason: str) -> str:
+    """What a client gets of these pieces; the last comes with the finish reason."""
+    decoder = engine().decoder(request())
+    said = []
+    for at, piece in enumerate(pieces):
+        last = at == len(pieces) - 1
+        choice = {"delta": {"content": piece}, "finish_reason": reason if last else None}
+        deltas = decoder.decode(json.dumps({"choices": [choice]}).encode()).deltas
+        said += [delta.text for delta in deltas]
+    return "".join(said)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "reason", "text"),
+    [
+        (["Hi ", "\ufffd", ""], "length", "Hi "),
+        (["Hi ", "\ufffd"], "length", "Hi "),
+        (["Hi \ufffd\ufffd", "\ufffd", ""], "length", "Hi "),
+        (["Hi ", "\ufffd", "!", ""], "length", "Hi \ufffd!"),
+        (["Hi ", "\ufffd", ""], "stop", "Hi \ufffd"),
+        (["Hi ", "\ufffd", "\ufffd!"], "stop", "Hi \ufffd\ufffd!"),
+    ],
+)
+def test_a_character_the_token_limit_cut_in_two_is_not_shown(
+    pieces: list[str], reason: str, text: str
+) -> None:
+    assert text_of(pieces, reason) == text
+
+
+@given(st.lists(st.text("a\ufffd", max_size=3), min_size=1, max_size=6))
+def test_what_the_model_said_itself_is_whole_however_it_was_cut(pieces: list[str]) -> None:
+    assert text_of(pieces, "stop") == "".join(pieces)
+    assert text_of(pieces, "length") == "".join(pieces).rstrip("\ufffd")
+
+
+def test_each_choice_waits_for_its_own_characters() -> None:
+    decoder = engine().decoder(request(n=2))
+
+    def said(index: int, text: str) -> str:
+        choice = {"index": index, "delta": {"content": text}}
+        deltas = decoder.decode(json.dumps({"choices": [choice]}).encode()).deltas
+        return "".join(delta.text for delta in deltas)
+
+    assert (said(0, "\ufffd"), said(1, "b"), said(0, "a")) == ("", "b", "\ufffda")
+
+
+def test_a_seed_is_heard_only_where_all_is_deterministic() -> None:
+    assert "seed" not in engine().capabilities
+    deterministic = engine(engine_args={"enable-deterministic-inference": True})
+    assert "seed" in deterministic.capabilities
+
+
+def entry(token: str, *data: int) -> dict[str, Any]:
+    return {"token": token, "bytes": list(data), "logprob": -0.5, "top_logprobs": []}
+
+
+def told(*choices: dict[str, Any]) -> list[tuple[str, list[list[int] | None], str | None]]:
+    """(text, bytes of each entry, finish reason) of every delta."""
+    decoder = engine().decoder(request(logprobs=True))
+    data = [json.dumps({"choices": [choice]}).encode() for choice in choices]
+    deltas = [delta for event in data for delta in decoder.decode(event).deltas]
+    return [(d.text, [one.bytes for one in d.logprobs], d.finish_reason) for d in deltas]
+
+
+def said(text: str | None, *entries: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+    logprobs = {"content": list(entries)} if entries else None
+    return {"delta": {"content": text}, "logprobs": logprobs, "finish_reason": reason}
+
+
+def test_the_entries_of_a_character_come_with_it_and_the_end_token_has_none() -> None:
+    parts = [said(None, entry("\ufffd", 227)), said(None, entry("\ufffd", 129))]
+    whole = said("こ", entry("\ufffd", 147))
+    end = [said(None, entry("<|end|>", 60)), said(None, reason="stop")]
+    assert told(*parts, whole, *end) == [("こ", [[227], [129], [147]], None), ("", [], "stop")]
+
+
+def test_the_entries_of_a_character_that_was_cut_in_two_still_come() -> None:
+    parts = [said("Hi", entry("Hi", 72, 105)), said(None, entry("\ufffd", 227))]
+    assert told(*parts, said("\ufffd"), said(None, reason="length")) == [
+        ("Hi", [[72, 105]], None),
+        ("", [[227]], "length"),
+    ]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from serving.contract.chat import ChatRequest
 from serving.contract.completions import CompletionRequest
 from serving.contract.errors import ApiError
+from serving.contract.events import ToolDelta
 from serving.engines.base import Launch
 from serving.engines.transformers import Transformers
 from serving.settings import TransformersEngine
@@ -33,7 +34,7 @@ def chat(**fields: Any) -> ChatRequest:
 
 
 def config_of(model_dir: Path, **fields: Any) -> dict[str, Any]:
-    body = json.loads(engine(model_dir).chat(chat(**fields)).body)
+    body = json.loads(engine(model_dir).call(chat(**fields)).body)
     config: dict[str, Any] = json.loads(body["generation_config"])
     return config
 
@@ -48,11 +49,23 @@ def test_generation_starts_from_the_models_own_settings(model_folder: Path) -> N
     }
 
 
-def test_without_a_generation_config_the_token_ids_come_from_the_models_config(
+def test_without_a_generation_config_it_samples_and_the_token_ids_come_from_the_models_config(
     model_folder: Path,
 ) -> None:
     (model_folder / "generation_config.json").unlink()
-    assert config_of(model_folder) == {"eos_token_id": 1, "pad_token_id": 1, "max_new_tokens": 15}
+    assert config_of(model_folder) == {
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+        "do_sample": True,
+        "temperature": 1.0,
+        "max_new_tokens": 15,
+    }
+
+
+def test_a_model_that_wants_to_be_greedy_is(model_folder: Path) -> None:
+    written = '{"do_sample": false, "temperature": 0.6}'
+    (model_folder / "generation_config.json").write_text(written, "utf-8")
+    assert config_of(model_folder)["do_sample"] is False
 
 
 def test_temperature_zero_is_greedy_although_the_model_samples(model_folder: Path) -> None:
@@ -71,7 +84,7 @@ def test_stop_texts_and_repetition_penalty_and_seed_are_passed_on(model_folder: 
     config = config_of(model_folder, stop="Paris", repetition_penalty=1.3)
     assert config["stop_strings"] == ["Paris"]
     assert config["repetition_penalty"] == 1.3
-    body = json.loads(engine(model_folder).chat(chat(seed=0)).body)
+    body = json.loads(engine(model_folder).call(chat(seed=0)).body)
     assert body["seed"] == 0
 
 
@@ -93,7 +106,7 @@ def test_a_prompt_and_answer_over_the_context_are_refused_with_the_counts(
     model_folder: Path,
 ) -> None:
     with pytest.raises(ApiError) as caught:
-        engine(model_folder).chat(chat(max_tokens=16))
+        engine(model_folder).call(chat(max_tokens=16))
     error = caught.value
     assert (error.status, error.code, error.param) == (400, "context_length_exceeded", "messages")
     assert "20 tokens and the prompt has 5" in error.message
@@ -102,18 +115,58 @@ def test_a_prompt_and_answer_over_the_context_are_refused_with_the_counts(
 def test_a_prompt_that_leaves_no_room_for_one_token_is_refused(model_folder: Path) -> None:
     full = CompletionRequest(model="chat", prompt="Hello " * 20, max_tokens=None)
     with pytest.raises(ApiError) as caught:
-        engine(model_folder).completion(full)
+        engine(model_folder).call(full)
     assert caught.value.param == "prompt"
     almost = CompletionRequest(model="chat", prompt="Hello " * 19, max_tokens=None)
-    body = json.loads(engine(model_folder).completion(almost).body)
+    body = json.loads(engine(model_folder).call(almost).body)
     assert json.loads(body["generation_config"])["max_new_tokens"] == 1
+
+
+PLAIN = {"chat", "completions", "chat_template_kwargs"}
+SAMPLING = {"temperature", "top_p", "top_k", "min_p", "seed", "stop", "repetition_penalty"}
+
+
+def test_it_offers_sampling_and_what_the_adapter_does_itself(model_folder: Path) -> None:
+    assert engine(model_folder).capabilities == PLAIN | SAMPLING
+
+
+@pytest.mark.parametrize(
+    ("file", "document"),
+    [
+        ("config.json", {"model_type": "qwen3"}),
+        ("tokenizer_config.json", {"response_template": {"tool_calls": "x"}}),
+    ],
+)
+def test_it_offers_tools_for_models_whose_calls_it_can_read(
+    model_folder: Path, file: str, document: dict[str, Any]
+) -> None:
+    (model_folder / file).write_text(json.dumps(document), "utf-8")
+    assert engine(model_folder).capabilities == PLAIN | SAMPLING | {"tools"}
+
+
+TOOL = {"type": "function", "function": {"name": "Paris", "description": "is the capital"}}
+SHOWING = "{% for tool in tools or [] %}{{ tool.function.description }}{% endfor %} {{ place }}"
+
+
+def test_tools_and_template_variables_are_counted_with_the_prompt_and_sent(
+    model_folder: Path,
+) -> None:
+    (model_folder / "chat_template.jinja").write_text(SHOWING, "utf-8")
+    asked = chat(tools=[TOOL], chat_template_kwargs={"place": "of France"})
+    body = json.loads(engine(model_folder).call(asked).body)
+    assert body["tools"] == [TOOL]
+    assert body["chat_template_kwargs"] == {"place": "of France"}
+    assert json.loads(body["generation_config"])["max_new_tokens"] == 20 - 5
+    bare = json.loads(engine(model_folder).call(chat(tools=[TOOL], tool_choice="none")).body)
+    assert not {"tools", "tool_choice", "chat_template_kwargs"} & set(bare)
+    assert json.loads(bare["generation_config"])["max_new_tokens"] == 20
 
 
 def test_continuous_batching_is_greedy_and_offers_nothing_else(model_folder: Path) -> None:
     (model_folder / "generation_config.json").write_text('{"do_sample": true}', "utf-8")
     batching = engine(model_folder, continuous_batching=True)
-    assert batching.capabilities == frozenset()
-    body = json.loads(batching.chat(chat()).body)
+    assert batching.capabilities == PLAIN
+    body = json.loads(batching.call(chat()).body)
     assert json.loads(body["generation_config"])["do_sample"] is False
     assert "seed" in engine(model_folder).capabilities
 
@@ -122,12 +175,12 @@ def test_greedy_decoding_may_be_asked_for_in_words_under_continuous_batching(
     model_folder: Path,
 ) -> None:
     request = chat(temperature=0)
-    assert set(request.asked()) <= engine(model_folder, continuous_batching=True).capabilities
+    assert set(request.needs) <= engine(model_folder, continuous_batching=True).capabilities
 
 
 def test_it_is_started_on_loopback_and_never_asks_the_hub(model_folder: Path) -> None:
     launch = Launch("127.0.0.1", 1234, "unused", model_folder)
-    plain = engine(model_folder, args=["--quiet"])
+    plain = engine(model_folder, env={"OMP_NUM_THREADS": "2"})
     assert plain.command(launch) == [
         "/opt/engine/bin/transformers",
         "serve",
@@ -138,11 +191,33 @@ def test_it_is_started_on_loopback_and_never_asks_the_hub(model_folder: Path) ->
         "1234",
         "--device",
         "cpu",
-        "--quiet",
     ]
-    assert plain.environment(launch)["HF_HUB_OFFLINE"] == "1"
-    special = engine(model_folder, gpus=1, continuous_batching=True).command(launch)
-    assert special[-2:] == ["cuda", "--continuous-batching"]
+    assert plain.environment(launch) == {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"gpus": 1}, "--device cuda"),
+        ({"continuous_batching": True}, "--device cpu --continuous-batching"),
+        ({"dtype": "bfloat16"}, "--device cpu --dtype bfloat16"),
+        ({"quantization": "bnb-4bit"}, "--device cpu --quantization bnb-4bit"),
+        ({"attn_implementation": "sdpa"}, "--device cpu --attn-implementation sdpa"),
+        ({"compile": True}, "--device cpu --compile"),
+        ({"seed": 0}, "--device cpu --default-seed 0"),
+        (
+            {"engine_args": {"cb_block_size": 32, "cb-use-cuda-graph": False}},
+            "--device cpu --cb-block-size 32 --no-cb-use-cuda-graph",
+        ),
+    ],
+    ids=str,
+)
+def test_each_setting_becomes_its_flag(
+    model_folder: Path, fields: dict[str, object], line: str
+) -> None:
+    launch = Launch("127.0.0.1", 1234, "unused", model_folder)
+    command = engine(model_folder, **fields).command(launch)
+    assert command[command.index("--device") :] == line.split()
 
 
 def event(text: str, reason: str | None = None) -> bytes:
@@ -152,7 +227,7 @@ def event(text: str, reason: str | None = None) -> bytes:
 
 def answer(pieces: list[str], stops: list[str], reason: str = "length") -> tuple[str, str | None]:
     """What a client gets of an answer that comes in these pieces."""
-    decoder = engine(Path("/nowhere")).open_stream(stops)
+    decoder = engine(Path("/nowhere")).decoder(chat(stop=stops))
     deltas = [
         delta
         for data in [*map(event, pieces), event("", reason)]
@@ -184,9 +259,47 @@ def test_a_stop_text_is_cut_off_wherever_the_events_cut_it(
 
 
 def test_text_that_cannot_become_a_stop_is_not_held_back() -> None:
-    decoder = engine(Path("/nowhere")).open_stream(["STOP"])
+    decoder = engine(Path("/nowhere")).decoder(chat(stop="STOP"))
     assert decoder.decode(event("Hello S")).deltas[0].text == "Hello "
     assert decoder.decode(event("un")).deltas[0].text == "Sun"
+
+
+def tool_event(arguments: str, **delta: Any) -> bytes:
+    calls = [{"index": 0, "id": "x", "function": {"name": "f", "arguments": arguments}}]
+    choice = {"index": 0, "delta": {**delta, "tool_calls": calls}}
+    return json.dumps({"choices": [choice]}).encode()
+
+
+def test_stop_texts_cut_words_and_not_the_arguments_of_a_call() -> None:
+    decoder = engine(Path("/nowhere")).decoder(chat(stop="STOP"))
+    (call,) = decoder.decode(tool_event('{"a": "STOP"}')).deltas
+    assert call.tools == [ToolDelta(0, '{"a": "STOP"}', "f", "x")]
+    (end,) = decoder.decode(event("", "tool_calls")).deltas
+    assert end.finish_reason == "tool_calls"
+
+
+def test_words_held_back_before_a_call_are_said_in_the_end() -> None:
+    decoder = engine(Path("/nowhere")).decoder(chat(stop="STOP"))
+    data = [event("Hello S"), tool_event("{}"), event("", "tool_calls")]
+    deltas = [delta for piece in data for delta in decoder.decode(piece).deltas]
+    assert "".join(delta.text for delta in deltas) == "Hello S"
+
+
+def test_nothing_follows_a_stop_text() -> None:
+    decoder = engine(Path("/nowhere")).decoder(chat(stop="STOP"))
+    data = [event("Hello STOP"), tool_event("{}", reasoning_content="hm"), event("", "tool_calls")]
+    deltas = [delta for piece in data for delta in decoder.decode(piece).deltas]
+    assert [(delta.text, delta.tools, delta.reasoning) for delta in deltas] == [
+        ("Hello ", [], ""),
+        ("", [], ""),
+        ("", [], ""),
+    ]
+    assert deltas[-1].finish_reason == "stop"
+
+
+def test_without_stops_nothing_is_held_back() -> None:
+    decoder = engine(Path("/nowhere")).decoder(chat())
+    assert decoder.decode(event("Hello S")).deltas[0].text == "Hello S"
 
 
 # Few letters, so that stops overlap with the text, with each other and with themselves.

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from gateway_client import IMPORTED, Gateway, gateway
+from gateway_client import IMPORTED, Gateway, gateway, snapshot
 from raw_server import Request
 
 from serving.contract.openapi import document
@@ -34,6 +34,15 @@ async def test_the_models_served_are_listed_as_openai_lists_them(service: Gatewa
     assert reply.headers["x-request-id"]
 
 
+async def test_a_models_adapters_are_listed_after_it_under_their_own_address(
+    service: Gateway,
+) -> None:
+    service.router.publish(snapshot(service.replica, adapters=["tax", "law"]))
+    listed = (await service.get("/v1/models")).json()["data"]
+    assert [model["id"] for model in listed] == ["chat", "chat/law", "chat/tax"]
+    assert (await service.get("/v1/models/chat/law")).json()["id"] == "chat/law"
+
+
 @pytest.mark.parametrize("address", ["chat", "chat:3", "chat@production"])
 async def test_one_model_is_shown_under_the_address_it_was_asked_by(
     service: Gateway, address: str
@@ -50,7 +59,8 @@ async def test_one_model_is_shown_under_the_address_it_was_asked_by(
         ("GET", "/", 404, "not_found"),
         ("GET", "/v1/nothing", 404, "not_found"),
         ("POST", "/v1/chat/completions/", 404, "not_found"),
-        ("GET", "/v1/models/a/b", 404, "not_found"),
+        ("GET", "/v1/models/a/b", 404, "model_not_found"),
+        ("GET", "/v1/models/chat/nobody", 404, "model_not_found"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
         ("POST", "/v1/models", 405, "method_not_allowed"),
         ("DELETE", "/v1/models/chat", 405, "method_not_allowed"),

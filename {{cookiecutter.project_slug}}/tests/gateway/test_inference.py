@@ -14,10 +14,12 @@ from raw_server import STREAM, Request, answer, chunk, event, serving, whole
 
 from serving.contract.sse import EventReader
 from serving.engines.transformers import Transformers
+from serving.engines.vllm import Vllm
 from serving.runtime.replica import State
-from serving.settings import TransformersEngine
+from serving.settings import TransformersEngine, VllmEngine
 
 CHAT = "/v1/chat/completions"
+EMBEDDINGS = "/v1/embeddings"
 HELLO = {"model": "chat", "messages": [{"role": "user", "content": "Hello"}]}
 FIRST = STREAM + chunk(event({"choices": [{"index": 0, "delta": {"content": "Hel"}}]}))
 
@@ -79,12 +81,156 @@ async def test_completions_take_the_same_way() -> None:
     }
 
 
+EMBEDDER = Vllm(VllmEngine(name="vllm", max_model_len=512), Path(), "embed")
+
+
+async def embeds(request: Request) -> None:
+    asked = json.loads(request.body)["input"]
+    rows = [[1.0, 0.0], [0.0, 1.0]][: len(asked)]
+    data = [{"index": at, "embedding": row} for at, row in enumerate(rows)][::-1]
+    usage = {"prompt_tokens": 4, "total_tokens": 4}
+    await request.send(whole(json.dumps({"data": data, "usage": usage}).encode()))
+
+
+async def test_embeddings_are_one_reply_in_the_order_of_the_inputs() -> None:
+    async with gateway(embeds, EMBEDDER) as service:
+        reply = await service.post(EMBEDDINGS, {"model": "chat", "input": ["a", "b"]})
+        assert service.replica.in_flight == 0
+        assert service.engine.requests[0].head.split()[1] == EMBEDDINGS
+    assert reply.status_code == 200
+    assert reply.headers["x-served-version"] == "chat:3"
+    body = reply.json()
+    assert [row["embedding"] for row in body["data"]] == [[1.0, 0.0], [0.0, 1.0]]
+    assert body["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
+
+
+async def test_a_wrong_number_of_vectors_is_an_engine_error() -> None:
+    async def forgets(request: Request) -> None:
+        request.body = json.dumps({"input": ["a"]}).encode()
+        await embeds(request)
+
+    async with gateway(forgets, EMBEDDER) as service:
+        reply = await service.post(EMBEDDINGS, {"model": "chat", "input": ["a", "b"]})
+    assert (reply.status_code, code_of(reply.content)) == (502, "engine_error")
+
+
+async def test_an_embedding_request_that_met_a_crash_is_tried_once_elsewhere() -> None:
+    async with serving(embeds) as healthy:
+        service: Gateway
+
+        async def crash_and_be_replaced(request: Request) -> None:
+            service.router.publish(snapshot(replica_at(healthy.port, EMBEDDER)))
+            await crash(request)
+
+        async with gateway(crash_and_be_replaced, EMBEDDER) as service:
+            reply = await service.post(EMBEDDINGS, {"model": "chat", "input": "a"})
+        assert reply.status_code == 200
+        assert len(healthy.requests) == 1
+
+
+async def test_an_adapter_is_asked_for_in_place_of_the_model() -> None:
+    async with gateway(says_hello) as service:
+        service.router.publish(snapshot(service.replica, adapters=["law"]))
+        reply = await service.post(CHAT, {**HELLO, "model": "chat/law"})
+        assert reply.json()["model"] == "chat/law"
+        assert json.loads(service.engine.requests[0].body)["model"] == "law"
+        unknown = await service.post(CHAT, {**HELLO, "model": "chat/tax"})
+        assert (unknown.status_code, code_of(unknown.content)) == (404, "model_not_found")
+
+
+CALLING = [
+    {"tool_calls": [{"id": "x", "index": 0, "function": {"name": "f"}}]},
+    {"tool_calls": [{"index": 0, "function": {"arguments": '{"city": '}}]},
+    {"tool_calls": [{"index": 0, "function": {"arguments": '"Paris"}'}}]},
+]
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+WITH_TOOLS = Vllm(VllmEngine(name="vllm", max_model_len=512, tool_parser="hermes"), Path())
+
+
+async def calls(request: Request) -> None:
+    """As vLLM answers when the request named the function to call."""
+    choices: list[dict[str, Any]] = [{"index": 0, "delta": delta} for delta in CALLING]
+    choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
+    said = [event({"choices": [choice]}) for choice in choices]
+    said.append(event({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 3}}))
+    said.append(b"data: [DONE]\n\n")
+    await request.send(STREAM + b"".join(map(chunk, said)) + b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_tool_call_goes_all_the_way_from_the_engine_to_the_client(stream: bool) -> None:
+    body = {**HELLO, "tools": TOOLS, "stream": stream}
+    async with gateway(calls, WITH_TOOLS) as service:
+        reply = await service.post(CHAT, body)
+        assert json.loads(service.engine.requests[0].body)["tools"] == TOOLS
+    if stream:
+        *chunks, _ = events(reply.content)
+        pieces = [piece for c in chunks for piece in delta_of(c).get("tool_calls", [])]
+        assert "".join(p["function"]["arguments"] for p in pieces) == '{"city": "Paris"}'
+        assert (pieces[0]["id"], pieces[0]["function"]["name"]) == ("x", "f")
+        reason = chunks[-1]["choices"][0]["finish_reason"]
+    else:
+        (choice,) = reply.json()["choices"]
+        (call,) = choice["message"]["tool_calls"]
+        assert call["function"] == {"name": "f", "arguments": '{"city": "Paris"}'}
+        assert choice["message"]["content"] is None
+        reason = choice["finish_reason"]
+    assert reason == "tool_calls"
+
+
+def delta_of(chunk: dict[str, Any]) -> dict[str, Any]:
+    delta: dict[str, Any] = chunk["choices"][0]["delta"]
+    return delta
+
+
+async def test_the_gateway_echoes_a_prompt_that_the_engine_does_not() -> None:
+    async def handler(request: Request) -> None:
+        assert "echo" not in json.loads(request.body)
+        said = [event({"choices": [{"index": 0, "text": " upon", "finish_reason": "length"}]})]
+        said.append(event({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}))
+        said.append(b"data: [DONE]\n\n")
+        await request.send(STREAM + b"".join(map(chunk, said)) + b"0\r\n\r\n")
+
+    async with gateway(handler) as service:
+        body = {"model": "chat", "prompt": "Once", "echo": True}
+        reply = await service.post("/v1/completions", body)
+    assert reply.json()["choices"][0]["text"] == "Once upon"
+
+
+async def test_an_engine_that_refuses_within_its_stream_is_heard_before_the_first_byte() -> None:
+    async def refuses(request: Request) -> None:
+        error = {"message": "Grammar error: x in /opt/engine/x.py", "code": 400}
+        said = chunk(event({"error": error})) + chunk(b"data: [DONE]\n\n")
+        await request.send(STREAM + said + b"0\r\n\r\n")
+
+    async with gateway(refuses) as service:
+        for stream in (True, False):
+            body = {**HELLO, "stream": stream, "response_format": {"type": "json_object"}}
+            reply = await service.post(CHAT, body)
+            assert reply.status_code == 400
+            assert reply.json()["error"]["param"] == "response_format"
+            assert "/opt" not in reply.text
+        assert service.replica.in_flight == 0
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
         ({"model": "chat"}, 400, "messages"),
         ({**HELLO, "messages": []}, 400, "messages"),
         ({**HELLO, "temprature": 1}, 400, "temprature"),
+        ({**HELLO, "tool_choice": "required"}, 400, "tool_choice"),
+        (
+            {
+                **HELLO,
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {"type": "banana"}},
+                },
+            },
+            400,
+            "response_format.json_schema.schema",
+        ),
         ({**HELLO, "model": "nobody"}, 404, "model"),
         ({**HELLO, "user": "x" * 5000}, 413, None),
     ],
@@ -116,11 +262,32 @@ async def test_half_a_surrogate_pair_does_not_break_the_service() -> None:
 async def test_what_the_engine_cannot_do_is_refused_by_name(model_folder: Path) -> None:
     fields = {"name": "transformers", "max_model_len": 64}
     engine = Transformers(TransformersEngine.model_validate(fields), model_folder)
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+    seen = {"model": "chat", "messages": [{"role": "user", "content": [image]}]}
+    once = {"model": "chat", "prompt": "Once"}
     async with gateway(says_hello, engine) as service:
-        reply = await service.post(CHAT, {**HELLO, "n": 2})
-        assert reply.status_code == 400
-        error = reply.json()["error"]
-        assert (error["code"], error["param"]) == ("unsupported_by_engine", "n")
+        for path, body, param in (
+            (CHAT, {**HELLO, "n": 2}, "n"),
+            (CHAT, {**HELLO, "logprobs": True}, "logprobs"),
+            (CHAT, seen, "messages"),
+            ("/v1/completions", {**once, "logprobs": 1}, "logprobs"),
+            (EMBEDDINGS, {"model": "chat", "input": "a"}, None),
+        ):
+            reply = await service.post(path, body)
+            error = reply.json()["error"]
+            assert (reply.status_code, error["code"]) == (400, "unsupported_by_engine")
+            assert error["param"] == param
+        assert service.engine.requests == []
+
+
+async def test_an_embedding_model_neither_chats_nor_completes() -> None:
+    async with gateway(embeds, EMBEDDER) as service:
+        for path, body in ((CHAT, HELLO), ("/v1/completions", {"model": "chat", "prompt": "a"})):
+            reply = await service.post(path, body)
+            assert (reply.status_code, code_of(reply.content)) == (400, "unsupported_by_engine")
+            assert "ask another endpoint or model" in reply.text
+        shorter = {"model": "chat", "input": "a", "dimensions": 8}
+        assert (await service.post(EMBEDDINGS, shorter)).json()["error"]["param"] == "dimensions"
         assert service.engine.requests == []
 
 

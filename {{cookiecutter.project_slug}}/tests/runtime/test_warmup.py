@@ -106,6 +106,23 @@ async def test_a_silent_engine_fails_the_warm_up_when_its_patience_ends(
         await warm_up(impatient, Warmup(), None)
 
 
+async def embeds(request: Request) -> None:
+    asked = json.loads(request.body)["input"]
+    data = [{"index": at, "embedding": [0.5] * 8} for at, _ in enumerate(asked)]
+    body = {"data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+    await request.send(whole(json.dumps(body).encode()))
+
+
+async def test_an_embedding_model_is_warmed_up_with_embeddings() -> None:
+    adapter = Vllm(VllmEngine(name="vllm", max_model_len=512), Path(), "embed")
+    async with serving(embeds) as server:
+        client = WarmupClient("embed:3", adapter, Wire("127.0.0.1", server.port, {}), patience=5)
+        await warm_up(client, Warmup(prompts=["a", "b"], concurrency=2), None)
+        assert [json.loads(request.body)["input"] for request in server.requests].count(["a"]) == 2
+        assert {request.head.split()[1] for request in server.requests} == {"/v1/embeddings"}
+        assert await client.embed("Paris") == 8
+
+
 def hook_file(folder: Path, code: str) -> Path:
     path = folder / "warmup_hooks.py"
     path.write_text(code, "utf-8")

@@ -85,7 +85,12 @@ def test_an_optional_model_that_fails_does_not_hold_up_the_others(serve: Serve) 
             "chat": {"priority": 1},
             "spare": {
                 "required": False,
-                "engine": {"name": "vllm", "home": "engine", "max_model_len": 64, "args": ["--no"]},
+                "engine": {
+                    "name": "vllm",
+                    "home": "engine",
+                    "max_model_len": 64,
+                    "engine_args": {"nonsense": True},
+                },
             },
         },
         "restarts": {"attempts": 2, "backoff": 0.1},
@@ -97,7 +102,7 @@ def test_an_optional_model_that_fails_does_not_hold_up_the_others(serve: Serve) 
     described.write_text(described.read_text().replace("name: chat", "name: spare"))
     with service.start().wait_ready():
         eventually(lambda: "spare:1 failed" in service.log_text, "the spare one failed")
-        assert "unrecognized arguments: --no" in service.log_text
+        assert "unrecognized arguments: --nonsense" in service.log_text
         assert service.chat("Hello").status_code == 200
         spare = service.chat("Hello", model="spare")
         assert (spare.status_code, spare.json()["error"]["code"]) == (503, "model_failed")

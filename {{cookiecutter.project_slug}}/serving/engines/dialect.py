@@ -1,0 +1,206 @@
+"""Reading what engines send: the parts of OpenAI-like events that the contract needs."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+import numpy
+
+from serving.contract.errors import engine_error
+from serving.contract.events import (
+    CachedTokens,
+    Delta,
+    EngineEvent,
+    FinishReason,
+    TokenLogprob,
+    ToolDelta,
+    TopLogprob,
+    Usage,
+)
+
+
+class EngineRefused(Exception):
+    """The engine says in its stream, and not by its status, that it will not answer."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"status {status} in its stream")
+        self.status = status
+        self.body = body
+
+
+class Decoder(Protocol):
+    """Reads the answer to one request."""
+
+    def decode(self, data: bytes) -> EngineEvent:
+        """The meaning of one event's data, or of a whole body.
+
+        Raises `EngineRefused` when the engine reports an error there, `ApiError` for what cannot be
+        read.
+        """
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Text(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    """Chat's are in `content`; the rest is the older shape of text completions."""
+
+    content: list[TokenLogprob] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
+class Choice(msgspec.Struct):
+    index: int = 0
+    delta: _Text | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Cached(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Cached | None = None
+
+    def plain(self) -> Usage:
+        spent = self.completion_tokens or 0
+        usage = Usage(self.prompt_tokens, spent, self.prompt_tokens + spent)
+        if self.prompt_tokens_details is not None:
+            cached = self.prompt_tokens_details.cached_tokens or 0
+            usage.prompt_tokens_details = CachedTokens(cached)
+        return usage
+
+
+class Chunk(msgspec.Struct):
+    """One event of a stream; what the contract does not need is skipped."""
+
+    choices: list[Choice] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_CHUNKS = msgspec.json.Decoder(Chunk)
+_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+}
+
+
+class StreamDecoder:
+    """Reads a generation's stream."""
+
+    def decode(self, data: bytes) -> EngineEvent:
+        if data == b"[DONE]":
+            return EngineEvent(done=True)
+        try:
+            chunk = _CHUNKS.decode(data)
+        except msgspec.DecodeError:
+            raise engine_error("The engine sent a garbled event; ask again.") from None
+        if chunk.error is not None:
+            raise EngineRefused(_status(chunk.error), data)
+        return EngineEvent(self.deltas(chunk), chunk.usage.plain() if chunk.usage else None)
+
+    def deltas(self, chunk: Chunk) -> list[Delta]:
+        """What each choice of the chunk says, if it says anything."""
+        return [delta for choice in chunk.choices if (delta := _delta(choice)) is not None]
+
+
+def _status(error: Any) -> int:
+    """The status an error inside a stream would have had before it."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
+
+
+def _delta(choice: Choice) -> Delta | None:
+    reason = None
+    if choice.finish_reason is not None:
+        reason = _REASONS.get(choice.finish_reason)
+        if reason is None:  # "abort", "error": it stopped, but did not finish
+            raise engine_error()
+    said = choice.delta
+    if said is None:
+        delta = Delta(choice.index, choice.text or "", reason)
+    else:
+        delta = Delta(choice.index, said.content or "", reason)
+        delta.reasoning = said.reasoning_content or said.reasoning or ""
+        if said.tool_calls:
+            delta.tools = [_piece(at, call) for at, call in enumerate(said.tool_calls)]
+    # Some engines count the end token among the answer's; it is no part of the text.
+    if choice.logprobs is not None and (delta.text or reason != "stop"):
+        delta.logprobs = _logprobs(choice.logprobs)
+    return None if delta.plain and not delta.text and reason is None else delta
+
+
+def _piece(at: int, call: _ToolCall) -> ToolDelta:
+    function = call.function or _Function()
+    number = at if call.index is None else call.index
+    return ToolDelta(number, function.arguments or "", function.name, call.id)
+
+
+def _logprobs(given: _Logprobs) -> list[TokenLogprob]:
+    if given.content is not None:
+        for token in given.content:
+            token.bytes = _bytes(token.token, token.bytes)
+            for rival in token.top_logprobs:
+                rival.bytes = _bytes(rival.token, rival.bytes)
+        return given.content
+    tops = given.top_logprobs or []
+    tokens = []
+    for at, (text, logprob) in enumerate(
+        zip(given.tokens or (), given.token_logprobs, strict=False)
+    ):
+        rivals = (tops[at] if at < len(tops) else None) or {}
+        top = [TopLogprob(name, value) for name, value in rivals.items()]
+        tokens.append(TokenLogprob(text, logprob, top_logprobs=top))
+    return tokens
+
+
+def _bytes(token: str, given: list[int] | None) -> list[int]:
+    return list(token.encode("utf-8", "replace")) if given is None else given
+
+
+class _Vector(msgspec.Struct):
+    index: int
+    embedding: list[float]
+
+
+class _VectorList(msgspec.Struct):
+    data: list[_Vector]
+    usage: _Usage
+
+
+class VectorDecoder:
+    """Reads the body of an answer from `/v1/embeddings`."""
+
+    def decode(self, data: bytes) -> EngineEvent:
+        try:
+            answer = msgspec.json.decode(data, type=_VectorList)
+        except msgspec.DecodeError:
+            raise engine_error("The engine sent a garbled answer; ask again.") from None
+        ordered = sorted(answer.data, key=lambda vector: vector.index)
+        vectors = [numpy.asarray(vector.embedding, "<f4").tobytes() for vector in ordered]
+        return EngineEvent(usage=answer.usage.plain(), done=True, vectors=vectors)

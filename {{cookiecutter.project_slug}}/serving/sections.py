@@ -1,0 +1,45 @@
+"""What the sections of serving.yaml are made of: values, and paths beside the file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_.-]*[a-z0-9])?$", max_length=63)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def checks_surroundings(info: ValidationInfo) -> bool:
+    """Whether the files and variables that the settings name must be there already."""
+    return bool((info.context or {}).get("surroundings"))
+
+
+def _placed(path: Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder")
+    return Path(os.path.abspath(folder / path)) if folder else path
+
+
+def _file(path: Path, info: ValidationInfo) -> Path:
+    if checks_surroundings(info) and not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    return path
+
+
+def _folder(path: Path, info: ValidationInfo) -> Path:
+    if checks_surroundings(info) and not path.is_dir():
+        raise ValueError(f"there is no folder {path}")
+    return path
+
+
+_Path = Annotated[Path, AfterValidator(_placed)]
+#: A path relative to serving.yaml's own folder, and what must be there when the service starts.
+Placed = Annotated[_Path, Field(validate_default=True)]
+PresentFile = Annotated[_Path, AfterValidator(_file)]
+PresentFolder = Annotated[_Path, AfterValidator(_folder)]
