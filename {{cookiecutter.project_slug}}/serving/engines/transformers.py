@@ -10,6 +10,7 @@ What its dialect does differently, found in its source and by asking it:
   and `frequency_penalty` is taken for a repetition penalty: each request carries a whole
   `generation_config` instead, built from the model's;
 * a text in `stop` ends generation but is left in the answer: the decoder cuts it off;
+* an answer whose end token is the last one allowed ends with `length`; the others say `stop`;
 * with continuous batching, all of that is read from the first request only, so sampling is then
   fixed at greedy and everything else is refused.
 """
@@ -154,6 +155,7 @@ class _CutAtStop(StreamDecoder):
     back until the next event tells."""
 
     def __init__(self, stops: list[str]) -> None:
+        super().__init__()
         self._stops = stops
         self._held = ""
         self._cut = False

@@ -441,3 +441,25 @@ def test_an_answer_without_vectors_is_an_engine_error(data: bytes) -> None:
     with pytest.raises(ApiError) as caught:
         VectorDecoder().decode(data)
     assert (caught.value.status, caught.value.code) == (502, "engine_error")
+
+
+def test_blank_lines_around_a_thought_are_no_part_of_it_or_of_the_answer() -> None:
+    decoder = StreamDecoder()
+    pieces = [
+        {"reasoning_content": "\n"},
+        {"reasoning_content": "I add"},
+        {"reasoning_content": " them.\n"},
+        {"reasoning_content": "\nDone.\n"},
+        {"content": "\n\n"},
+        {"content": "12"},
+        {"content": "\n\nYes."},
+    ]
+    deltas = [
+        delta
+        for piece in pieces
+        for delta in decoder.decode(
+            json.dumps({"choices": [{"index": 0, "delta": piece}]}).encode()
+        ).deltas
+    ]
+    assert "".join(delta.reasoning for delta in deltas) == "I add them.\n\nDone."
+    assert "".join(delta.text for delta in deltas) == "12\n\nYes."

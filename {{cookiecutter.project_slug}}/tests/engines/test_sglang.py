@@ -125,14 +125,15 @@ EVERY_CPU = ["--attention-backend", "torch_native", "--disable-cuda-graph"]
 def test_without_a_gpu_it_runs_on_the_cpu_in_the_way_that_every_cpu_can(launch: Launch) -> None:
     sglang = engine()
     line = sglang.command(launch)
-    assert line[line.index("--device") :] == [*CPU, *EVERY_CPU]
+    assert line[line.index("--device") :] == [*CPU, *EVERY_CPU, "--sleep-on-idle"]
     assert sglang.environment(launch)["SGLANG_USE_CPU_ENGINE"] == "1"
     assert "SGLANG_USE_CPU_ENGINE" not in engine(gpus=1).environment(launch)
 
 
 def test_a_build_for_one_kind_of_cpu_names_its_own_attention(launch: Launch) -> None:
     line = engine(engine_args={"attention-backend": "intel_amx"}).command(launch)
-    assert line[line.index("--device") :] == [*CPU, "--attention-backend", "intel_amx"]
+    own = ["--attention-backend", "intel_amx", "--sleep-on-idle"]
+    assert line[line.index("--device") :] == [*CPU, *own]
 
 
 def test_another_device_than_a_gpu_or_cpu_can_be_named(launch: Launch) -> None:
