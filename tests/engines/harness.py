@@ -14,21 +14,24 @@ DEMO = ROOT / "build/demo/llm-service"
 ENVIRONMENTS = ROOT / "build/engines"
 
 CPU = {"max_model_len": 512, "gpus": 0}
-PARSERS = {"priority_scheduling": True, "tool_parser": "hermes"}
+PRIORITY = {"priority_scheduling": True}
 #: engine -> its section of serving.yaml, laid over the baked one
 SECTIONS: dict[str, dict[str, Any]] = {
     "transformers": {**CPU, "home": str(DEMO / ".engine")},
     "vllm": {
         **CPU,
-        **PARSERS,
+        **PRIORITY,
+        "tool_parser": "hermes",
+        "reasoning_parser": "deepseek_v3",
         "home": str(ENVIRONMENTS / "vllm"),
         "engine_args": {"enforce-eager": True},
         "env": {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"},
     },
     "sglang": {
         **CPU,
-        **PARSERS,
+        **PRIORITY,
         "tool_parser": "qwen25",
+        "reasoning_parser": "qwen3",
         "home": str(ENVIRONMENTS / "sglang"),
         "memory_fraction": 0.1,
         "engine_args": {"max-total-tokens": 8192},
