@@ -142,8 +142,8 @@ def test_sampling_can_be_narrowed_to_the_likeliest_token(
     engine: Engine, client: openai.OpenAI, field: str, value: float
 ) -> None:
     with engine.offers(f"`{field}`"):
-        for seed in (1, 2, 3):
-            answer = said(client, FRANCE, temperature=2, seed=seed, extra_body={field: value})
+        for _ in range(3):
+            answer = said(client, FRANCE, temperature=2, extra_body={field: value})
             assert answer == "The capital of France is Paris."
 
 
