@@ -49,6 +49,12 @@ class FunctionCallOutput(msgspec.Struct, tag_field="type", tag="function_call"):
 Output = OutputMessage | ReasoningOutput | FunctionCallOutput
 
 
+class InputDetails(CachedTokens):
+    """Engines do not count what they write to their cache, so that is always 0."""
+
+    cache_write_tokens: int = 0
+
+
 class OutputDetails(msgspec.Struct):
     """Engines do not count reasoning apart from the rest of the output, so it is always 0."""
 
@@ -57,7 +63,7 @@ class OutputDetails(msgspec.Struct):
 
 class ResponseUsage(msgspec.Struct):
     input_tokens: int
-    input_tokens_details: CachedTokens
+    input_tokens_details: InputDetails
     output_tokens: int
     output_tokens_details: OutputDetails
     total_tokens: int
@@ -195,7 +201,7 @@ class ResponseReply(Reply):
         usage = self.checked_usage()
         spent = ResponseUsage(
             usage.prompt_tokens,
-            usage.prompt_tokens_details,
+            InputDetails(usage.prompt_tokens_details.cached_tokens),
             usage.completion_tokens,
             OutputDetails(),
             usage.total_tokens,

@@ -62,12 +62,27 @@ class _Item(BaseModel):
     id: str | None = None
     status: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        """The SDK's `model_dump()` has one for all that an item might have had."""
+        if isinstance(fields, dict):
+            return {name: value for name, value in fields.items() if value is not None}
+        return fields
+
 
 class MessageItem(_Item):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: str | Annotated[list[Part], Field(max_length=4096, fail_fast=True)]
     phase: str | None = None
+
+    @model_validator(mode="after")
+    def _only_users_show_images(self) -> MessageItem:
+        parts = self.content if isinstance(self.content, list) else []
+        if self.role != "user" and any(isinstance(part, InputImage) for part in parts):
+            raise ValueError("only a message of the role user holds images")
+        return self
 
 
 class CallItem(_Item):

@@ -10,14 +10,14 @@ import os
 import ssl
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from serving.contract.capabilities import CAPABILITIES, EMBEDDING, GENERATION
 from serving.contract.chat import ChatRequest
 from serving.contract.completions import CompletionRequest
 from serving.contract.embeddings import EmbeddingRequest
-from serving.contract.sampling import Request
+from serving.contract.sampling import Generation, Request
 from serving.engines.base import Engine, EngineCall
 from serving.settings import OpenAICompatibleEngine, SettingsError
 
@@ -52,6 +52,14 @@ class OpenAICompatible(Engine):
     def served_as(self, adapter: str) -> str:
         return self.settings.model
 
+    def _common(self, request: Generation) -> dict[str, Any]:
+        """A temperature that the client left open is the server's to choose: its model's own
+        settings are not known here."""
+        body = super()._common(request)
+        if request.temperature is None:
+            del body["temperature"]
+        return body
+
     def call(self, request: Request, adapter: str = "") -> EngineCall:
         call = super().call(request, adapter)
         path = self._prefix + call.path.removeprefix("/v1")
@@ -83,4 +91,4 @@ class OpenAICompatible(Engine):
     @property
     def key(self) -> str | None:
         """The server's key, from the environment variable that the settings name."""
-        return os.environ.get(self.settings.key_env) if self.settings.key_env else None
+        return os.environ.get(self.settings.key_env, "").strip() if self.settings.key_env else None
