@@ -341,6 +341,7 @@ class SglangDialect(Dialect):
         parser.add_argument("--device")
         parser.add_argument("--attention-backend")
         parser.add_argument("--disable-cuda-graph", action="store_true")
+        parser.add_argument("--sleep-on-idle", action="store_true")
         parser.add_argument("--enable-metrics", action="store_true")
         parser.add_argument("--enable-cache-report", action="store_true")
         return parser
