@@ -19,15 +19,14 @@ from rich.table import Table
 from rich.text import Text
 
 from serving.environments import environments
-from serving.recommend import (
-    Line,
+from serving.recommend import Recommendation, recommend
+from serving.recommend.figures import Line
+from serving.recommend.sizing import (
     ModelType,
     Needs,
     Quantization,
-    Recommendation,
     Shape,
     estimate_shape,
-    recommend,
     shape_of,
 )
 from serving.settings import load_settings

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serving.engine_args import SGLANG, TRANSFORMERS, VLLM, Flags, command_line
+from serving.settings.engine_args import SGLANG, TRANSFORMERS, VLLM, Flags, command_line
 
 
 def refusal(flags: Flags, args: dict[str, Any]) -> str:

@@ -13,23 +13,19 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from serving.cli_engine import engine
-from serving.recommend import (
-    FIGURES,
+from serving.recommend import Recommendation, recommend
+from serving.recommend.figures import FIGURES
+from serving.recommend.reasons import demand, first_token, shortfalls, would_fit
+from serving.recommend.rules import RULES
+from serving.recommend.sizing import (
     GIB,
     PLANNED,
-    RULES,
     ModelType,
     Needs,
     Quantization,
-    Recommendation,
-    demand,
     estimate_shape,
-    first_token,
     plan,
-    recommend,
     shape_of,
-    shortfalls,
-    would_fit,
 )
 from serving.settings import Settings
 

@@ -28,10 +28,10 @@ from serving.contract.errors import (
     overloaded,
 )
 from serving.contract.sampling import Generation, Request
-from serving.engine_settings import EngineBase, ProcessEngine
 from serving.engines.dialect import Decoder, StreamDecoder, VectorDecoder
 from serving.engines.metrics import Gauges
 from serving.engines.prompt import PromptCounter
+from serving.settings import EngineBase, ProcessEngine
 
 #: The name every engine is told to serve its model under; clients never see it.
 MODEL = "model"

@@ -7,8 +7,8 @@ from typing import Any
 from serving.contract.chat import ChatRequest
 from serving.contract.errors import ApiError, invalid
 from serving.contract.sampling import Request
-from serving.engine_settings import GpuEngine
 from serving.engines.base import LocalEngine
+from serving.settings import GpuEngine
 
 
 class BatchingEngine(LocalEngine):

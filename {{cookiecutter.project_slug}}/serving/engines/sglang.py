@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 
 from serving.contract.events import Delta
 from serving.contract.sampling import Generation, Request
-from serving.engine_args import command_line
 from serving.engines.base import MODEL, Launch
 from serving.engines.batching import BatchingEngine
 from serving.engines.dialect import Chunk, Decoder, StreamDecoder
 from serving.engines.metrics import Gauges
 from serving.settings import SglangEngine
+from serving.settings.engine_args import command_line
 
 #: The methods that draft one token after the other, by SGLang's names.
 _CHAINS = {"mtp": "NEXTN", "draft_model": "STANDALONE", "eagle": "EAGLE", "eagle3": "EAGLE3"}

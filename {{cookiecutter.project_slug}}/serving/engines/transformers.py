@@ -26,10 +26,10 @@ from serving.contract.chat import ChatRequest
 from serving.contract.completions import CompletionRequest
 from serving.contract.events import Delta
 from serving.contract.sampling import Generation, Request
-from serving.engine_args import command_line
 from serving.engines.base import Launch, LocalEngine, read_json
 from serving.engines.dialect import Chunk, Decoder, StreamDecoder
 from serving.settings import TransformersEngine
+from serving.settings.engine_args import command_line
 
 #: What its server does not do, whatever the model.
 _NEVER = frozenset(

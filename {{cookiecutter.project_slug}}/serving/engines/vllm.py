@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 
 from serving.contract.chat import ChatRequest
 from serving.contract.sampling import Generation
-from serving.engine_args import command_line
 from serving.engines.base import MODEL, Launch
 from serving.engines.batching import BatchingEngine
 from serving.engines.metrics import Gauges
 from serving.settings import VllmEngine
+from serving.settings.engine_args import command_line
 
 
 class Vllm(BatchingEngine):

@@ -17,14 +17,13 @@ from itertools import groupby
 from pathlib import Path
 
 from serving.contract.embeddings import EmbeddingRequest
-from serving.engine_settings import GpuEngine
 from serving.engines import create_engine
 from serving.engines.base import LocalEngine
 from serving.runtime.checks import ModelRefused
 from serving.runtime.replica import Replica, ReplicaDied, State, not_installed
 from serving.runtime.routing import Router, Snapshot, Target
 from serving.runtime.store import ModelStore, StoreError, Version
-from serving.settings import OpenAICompatibleEngine, Settings, SettingsError
+from serving.settings import GpuEngine, OpenAICompatibleEngine, Settings, SettingsError
 
 log = logging.getLogger("bentoml.serving")
 

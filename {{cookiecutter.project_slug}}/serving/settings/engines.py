@@ -20,8 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from serving.engine_args import SGLANG, TRANSFORMERS, VLLM, Flags
-from serving.engine_choices import (
+from serving.settings.engine_args import SGLANG, TRANSFORMERS, VLLM, Flags
+from serving.settings.engine_choices import (
     DType,
     SglangCache,
     SglangDraft,
@@ -32,7 +32,7 @@ from serving.engine_choices import (
     VllmDraft,
     VllmQuantization,
 )
-from serving.sections import (
+from serving.settings.sections import (
     Count,
     Name,
     Placed,
