@@ -54,6 +54,7 @@ DEMO = {
     "demo_model/README.md",
     "demo_model/chat_template.jinja",
     "demo_model/config.json",
+    "demo_model/corpus.py",
     "demo_model/generation_config.json",
     "demo_model/model.safetensors",
     "demo_model/tokenizer.json",

@@ -8,6 +8,7 @@ comes in. A second call with unchanged pins does nothing; a half-made environmen
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import shutil
 import subprocess
@@ -63,7 +64,13 @@ def make(engine: str, folder: Path) -> None:
 
 
 def main() -> None:
-    engine, folder = sys.argv[1], Path(sys.argv[2])
+    parser = argparse.ArgumentParser(description="Make the environment of one real engine.")
+    parser.add_argument("engine", choices=sorted(CHECKS))
+    parser.add_argument("folder", type=Path, help="made, or made again when the pins changed")
+    given = parser.parse_args()
+    engine, folder = given.engine, given.folder
+    if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
+        sys.exit(f"{folder} is there and no virtual environment: name another folder.")
     stamp = folder / STAMP
     wanted = checksum(engine)
     if stamp.is_file() and stamp.read_text("utf-8") == wanted:
