@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from serving.contract.chat import ChatRequest
 from serving.contract.completions import CompletionRequest
@@ -37,14 +38,14 @@ class WarmupClient:
     wire: Wire
     patience: float
 
-    async def chat(self, prompt: str, *, system: str | None = None, max_tokens: int = 16) -> str:
-        """One chat turn; returns the answer's text."""
+    async def chat(
+        self, prompt: str, *, system: str | None = None, max_tokens: int = 16, **fields: Any
+    ) -> str:
+        """One chat turn, with any other field of the API; returns the answer's text."""
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
-        request = ChatRequest.model_validate(
-            {"model": self.version, "messages": messages, "max_tokens": max_tokens}
-        )
-        return await self._run(request)
+        body = {"model": self.version, "messages": messages, "max_tokens": max_tokens, **fields}
+        return await self._run(ChatRequest.model_validate(body))
 
     async def complete(self, prompt: str, *, max_tokens: int = 16) -> str:
         """One text completion; returns the continuation."""
@@ -73,7 +74,7 @@ Hook = Callable[[WarmupClient], Awaitable[None]]
 
 
 async def warm_up(client: WarmupClient, settings: Warmup, hook: Hook | None) -> None:
-    """Prefixes first, then the rounds of prompts, then the project's own hook.
+    """Prefixes first, then the rounds of prompts, log probabilities, and the project's own hook.
 
     Raises `WarmupFailed`.
     """
@@ -82,6 +83,8 @@ async def warm_up(client: WarmupClient, settings: Warmup, hook: Hook | None) -> 
             await client.chat(settings.prompts[0] if settings.prompts else "Hello!", system=prefix)
         for _ in range(settings.rounds):
             await _round(client, settings)
+        if settings.prompts and settings.logprobs and "logprobs" in client.engine.capabilities:
+            await client.chat(settings.prompts[0], max_tokens=2, logprobs=True, top_logprobs=1)
     except (ApiError, EngineGone) as error:
         raise WarmupFailed(f"a warm-up request failed: {error}") from None
     if hook is not None:

@@ -59,7 +59,7 @@ async def test_every_round_asks_every_prompt_as_often_as_they_run_together(
     engine: Engine, client: WarmupClient
 ) -> None:
     engine.together = 3  # nobody is answered before three have asked
-    settings = Warmup(prompts=["a", "b"], concurrency=3, rounds=2, max_tokens=5)
+    settings = Warmup(prompts=["a", "b"], concurrency=3, rounds=2, max_tokens=5, logprobs=False)
     async with asyncio.timeout(10):
         await warm_up(client, settings, None)
     prompts = [body["messages"][-1]["content"] for body in engine.asked]
@@ -69,7 +69,8 @@ async def test_every_round_asks_every_prompt_as_often_as_they_run_together(
 
 
 async def test_prefixes_come_first_as_system_prompts(engine: Engine, client: WarmupClient) -> None:
-    await warm_up(client, Warmup(prefixes=["You are a pirate.", "Be brief."]), None)
+    settings = Warmup(prefixes=["You are a pirate.", "Be brief."], logprobs=False)
+    await warm_up(client, settings, None)
     first, second, third = (body["messages"] for body in engine.asked)
     assert first[0] == {"role": "system", "content": "You are a pirate."}
     assert second[0] == {"role": "system", "content": "Be brief."}
@@ -78,6 +79,21 @@ async def test_prefixes_come_first_as_system_prompts(engine: Engine, client: War
 
 async def test_prefixes_are_placed_without_any_prompt(engine: Engine, client: WarmupClient) -> None:
     await warm_up(client, Warmup(prompts=[], prefixes=["You are a pirate."]), None)
+    assert len(engine.asked) == 1
+
+
+async def test_log_probabilities_are_asked_for_once_where_there_are_any(
+    engine: Engine, client: WarmupClient
+) -> None:
+    await warm_up(client, Warmup(rounds=2), None)
+    assert [body.get("top_logprobs") for body in engine.asked] == [None, None, 1]
+
+
+async def test_an_engine_without_log_probabilities_is_not_asked_for_any(
+    engine: Engine, client: WarmupClient
+) -> None:
+    client.engine.capabilities = client.engine.capabilities - {"logprobs"}
+    await warm_up(client, Warmup(), None)
     assert len(engine.asked) == 1
 
 
@@ -141,7 +157,7 @@ async def test_the_projects_own_hook_runs_last_and_sees_the_answers(
             "    assert client.version == 'chat:3'\n",
         )
     )
-    await warm_up(client, Warmup(), hook)
+    await warm_up(client, Warmup(logprobs=False), hook)
     assert engine.asked[1]["messages"][-1]["content"] == "mine"
     assert engine.asked[2]["prompt"] == "text"
 
