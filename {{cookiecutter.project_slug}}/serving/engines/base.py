@@ -64,7 +64,8 @@ class Engine(ABC):
     `ends_with_done` says whether its streams end with `[DONE]`, so that a missing one means a
     broken stream. `needs` are files a model folder must hold for it, beyond what every import
     checks. `tasks` are those it can do, `gauges` the names its own metrics have for what
-    `engines.metrics` shows.
+    `engines.metrics` shows. `compiles_logprobs` says that its first answer with log probabilities
+    holds up all others, so that warm-up asks for one.
     """
 
     name: ClassVar[str]
@@ -72,6 +73,7 @@ class Engine(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     tasks: ClassVar[tuple[str, ...]] = ("generate", "embed")
     gauges: ClassVar[Gauges | None] = None
+    compiles_logprobs: ClassVar[bool] = False
 
     settings: EngineBase
 

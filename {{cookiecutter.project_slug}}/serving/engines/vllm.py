@@ -27,6 +27,7 @@ class Vllm(BatchingEngine):
 
     name: ClassVar[str] = "vllm"
     takes_key: ClassVar[bool] = True
+    compiles_logprobs: ClassVar[bool] = True
     gauges: ClassVar[Gauges] = Gauges(
         running="vllm:num_requests_running",
         waiting="vllm:num_requests_waiting",

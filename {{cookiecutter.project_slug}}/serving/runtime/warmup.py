@@ -83,7 +83,8 @@ async def warm_up(client: WarmupClient, settings: Warmup, hook: Hook | None) -> 
             await client.chat(settings.prompts[0] if settings.prompts else "Hello!", system=prefix)
         for _ in range(settings.rounds):
             await _round(client, settings)
-        if settings.prompts and settings.logprobs and "logprobs" in client.engine.capabilities:
+        compiles = client.engine.compiles_logprobs and client.engine.task == "generate"
+        if settings.prompts and settings.logprobs and compiles:
             await client.chat(settings.prompts[0], max_tokens=2, logprobs=True, top_logprobs=1)
     except (ApiError, EngineGone) as error:
         raise WarmupFailed(f"a warm-up request failed: {error}") from None

@@ -89,10 +89,10 @@ async def test_log_probabilities_are_asked_for_once_where_there_are_any(
     assert [body.get("top_logprobs") for body in engine.asked] == [None, None, 1]
 
 
-async def test_an_engine_without_log_probabilities_is_not_asked_for_any(
+async def test_an_engine_that_compiles_nothing_for_them_is_not_asked(
     engine: Engine, client: WarmupClient
 ) -> None:
-    client.engine.capabilities = client.engine.capabilities - {"logprobs"}
+    client.engine.compiles_logprobs = False  # type: ignore[misc]
     await warm_up(client, Warmup(), None)
     assert len(engine.asked) == 1
 

@@ -41,6 +41,7 @@ def test_a_replica_is_warmed_up_before_its_first_client(serve: Serve) -> None:
     warmup = {
         "prompts": ["one", "two"],
         **{"max_tokens": 3, "concurrency": 2, "rounds": 2, "prefixes": ["You are kind."]},
+        "logprobs": False,
     }
     hooks = """
 async def warm_up(client):
