@@ -168,7 +168,7 @@ def test_a_penalty_makes_way_for_other_tokens(
     def continued(**weight: float) -> str:
         reply = client.completions.create(
             model="chat",
-            prompt="x",
+            prompt="hello",
             max_tokens=20,
             temperature=0,
             logit_bias=letters,
