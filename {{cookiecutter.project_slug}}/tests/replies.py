@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from serving.contract.events import Delta, EngineEvent, FinishReason, Usage
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from serving.contract.events import Delta, EngineEvent, FinishReason, ToolDelta, Usage
 from serving.contract.reply import Reply
 from serving.contract.sse import EventReader
 
@@ -17,6 +20,30 @@ USAGE_JSON = {
     "total_tokens": 5,
     "prompt_tokens_details": {"cached_tokens": 0},
 }
+
+TEXTS = st.text(max_size=4)
+
+
+def deltas(
+    indexes: SearchStrategy[int], ids: SearchStrategy[str | None], **more: SearchStrategy[Any]
+) -> SearchStrategy[Delta]:
+    """Whatever an engine may say: text, thoughts and pieces of calls in any order."""
+    tools = st.builds(
+        ToolDelta,
+        call=st.integers(0, 2),
+        arguments=TEXTS,
+        name=st.sampled_from([None, "f", "g"]),
+        id=ids,
+    )
+    return st.builds(
+        Delta,
+        index=indexes,
+        text=TEXTS,
+        finish_reason=st.sampled_from([None, None, None, "stop", "length", "tool_calls"]),
+        reasoning=st.one_of(st.just(""), TEXTS),
+        tools=st.one_of(st.just([]), st.lists(tools, max_size=3)),
+        **more,
+    )
 
 
 def says(text: str, reason: FinishReason | None = None, index: int = 0) -> EngineEvent:

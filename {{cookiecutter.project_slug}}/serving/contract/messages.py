@@ -5,7 +5,29 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _inside_the_request(url: str) -> str:
+    """The engine would fetch any address a client names, inner ones too."""
+    if not url.startswith("data:image/"):
+        raise ValueError("send the image itself, as data:image/TYPE;base64,…")
+    return url
+
+
+def _a_json_object(arguments: str) -> str:
+    """Chat templates want an object, and engines fail in their own ways without one."""
+    try:
+        parsed = msgspec.json.decode(arguments or "{}")
+    except (msgspec.DecodeError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise ValueError("write a JSON object")
+    return arguments or "{}"
+
+
+ImageData = Annotated[str, AfterValidator(_inside_the_request)]
+Arguments = Annotated[str, AfterValidator(_a_json_object)]
 
 
 class TextPart(BaseModel):
@@ -18,16 +40,8 @@ class TextPart(BaseModel):
 class ImageUrl(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    url: str
+    url: ImageData
     detail: Literal["auto", "low", "high"] | None = None
-
-    @field_validator("url")
-    @classmethod
-    def _inside_the_request(cls, url: str) -> str:
-        if not url.startswith("data:image/"):
-            # The engine would fetch any address a client names, inner ones too.
-            raise ValueError("send the image itself, as data:image/TYPE;base64,…")
-        return url
 
 
 class ImagePart(BaseModel):
@@ -64,19 +78,7 @@ class FunctionCall(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
-    arguments: str
-
-    @field_validator("arguments")
-    @classmethod
-    def _a_json_object(cls, arguments: str) -> str:
-        """Chat templates want an object, and engines fail in their own ways without one."""
-        try:
-            parsed = msgspec.json.decode(arguments or "{}")
-        except (msgspec.DecodeError, RecursionError):
-            parsed = None
-        if not isinstance(parsed, dict):
-            raise ValueError("write a JSON object")
-        return arguments or "{}"
+    arguments: Arguments
 
 
 class ToolCall(BaseModel):

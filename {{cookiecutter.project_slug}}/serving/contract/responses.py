@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -21,7 +20,7 @@ from pydantic import (
 )
 
 from serving.contract.chat import ChatRequest, ReasoningEffort
-from serving.contract.messages import FunctionCall, ImageUrl
+from serving.contract.messages import Arguments, ImageData, ImageUrl
 from serving.contract.sampling import Request, StreamOptions, Tokens, wrong
 from serving.contract.schema import JsonSchema
 from serving.contract.tools import FunctionName, JsonObjectFormat, TextFormat
@@ -47,7 +46,7 @@ class OutputText(_Part):
 
 class InputImage(_Part):
     type: Literal["input_image"]
-    image_url: Annotated[str, AfterValidator(ImageUrl._inside_the_request)]
+    image_url: ImageData
     detail: Literal["auto", "low", "high"] | None = None
 
 
@@ -91,7 +90,7 @@ class CallItem(_Item):
     type: Literal["function_call"]
     call_id: Annotated[str, Field(min_length=1, max_length=256)]
     name: Annotated[str, Field(min_length=1, max_length=64)]
-    arguments: Annotated[str, AfterValidator(FunctionCall._a_json_object)]
+    arguments: Arguments
 
 
 class CallOutputItem(_Item):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from replies import USAGE, USAGE_JSON, choices, chunks, says, spent
+from replies import USAGE, USAGE_JSON, choices, chunks, deltas, says, spent
 
 from serving.contract.chat import ChatReply, ChatRequest
 from serving.contract.completions import CompletionReply, CompletionRequest
@@ -168,22 +168,7 @@ def test_the_finish_reason_is_tool_calls_just_when_there_are_calls_that_nothing_
     assert got[-1]["finish_reason"] == told
 
 
-TEXTS = st.text(max_size=4)
-TOOLS = st.builds(
-    ToolDelta,
-    call=st.integers(0, 2),
-    arguments=TEXTS,
-    name=st.sampled_from([None, "f", "g"]),
-    id=st.sampled_from([None, "x", "y"]),
-)
-DELTAS = st.builds(
-    Delta,
-    index=st.integers(0, 2),
-    text=TEXTS,
-    finish_reason=st.sampled_from([None, None, None, "stop", "length", "tool_calls"]),
-    reasoning=st.one_of(st.just(""), TEXTS),
-    tools=st.one_of(st.just([]), st.lists(TOOLS, max_size=3)),
-)
+DELTAS = deltas(st.integers(0, 2), st.sampled_from([None, "x", "y"]))
 EVENTS = st.lists(st.lists(DELTAS, max_size=3).map(EngineEvent), max_size=20)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter, ValidationError
-from replies import says, spent
+from replies import TEXTS, deltas, says, spent
 
 from serving.contract.chat import ChatRequest
 from serving.contract.errors import ApiError, from_validation
@@ -739,22 +739,10 @@ def test_logprobs_of_thoughts_and_calls_make_no_message() -> None:
     assert [item["type"] for item in rest] == ["function_call"] * 2
 
 
-TEXTS = st.text(max_size=4)
-TOOLS = st.builds(
-    ToolDelta,
-    call=st.integers(0, 2),
-    arguments=TEXTS,
-    name=st.sampled_from([None, "f", "g"]),
-    id=st.sampled_from(["x", "y"]),
-)
 LOGPROBS = st.builds(TokenLogprob, token=TEXTS, logprob=st.just(-1.0), bytes=st.just([1]))
-DELTAS = st.builds(
-    Delta,
-    index=st.just(0),
-    text=TEXTS,
-    finish_reason=st.sampled_from([None, None, None, "stop", "length", "tool_calls"]),
-    reasoning=st.one_of(st.just(""), TEXTS),
-    tools=st.one_of(st.just([]), st.lists(TOOLS, max_size=3)),
+DELTAS = deltas(
+    st.just(0),
+    st.sampled_from(["x", "y"]),
     logprobs=st.one_of(st.just([]), st.lists(LOGPROBS, max_size=2)),
 )
 EVENTS = st.lists(st.lists(DELTAS, max_size=3).map(EngineEvent), max_size=12)
