@@ -98,7 +98,13 @@ class CallOutputItem(_Item):
 
     type: Literal["function_call_output"]
     call_id: Annotated[str, Field(min_length=1, max_length=256)]
-    output: str
+    output: str | Annotated[list[InputText], Field(min_length=1, max_length=4096, fail_fast=True)]
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.output, str):
+            return self.output
+        return "".join(part.text for part in self.output)
 
 
 class ReasoningItem(_Item):
@@ -291,7 +297,7 @@ class ResponsesRequest(Request):
                 call = {"id": item.call_id, "type": "function", "function": function}
                 messages[-1].setdefault("tool_calls", []).append(call)
             elif isinstance(item, CallOutputItem):
-                said = {"role": "tool", "content": item.output, "tool_call_id": item.call_id}
+                said = {"role": "tool", "content": item.text, "tool_call_id": item.call_id}
                 messages.append(said)
         return messages
 

@@ -1,13 +1,15 @@
 """Drives what runs to what serving.yaml asks for: one version per model, kept alive.
 
 Models load in the order of their priority. A replica that dies is replaced with growing pauses; one
-that keeps dying, or whose files were tampered with, ends as `failed` with its reason.
+that keeps dying, or whose files were tampered with, ends as `failed` with its reason. A server that
+somebody else runs is asked again for ever: it comes back without anybody telling us.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -184,18 +186,21 @@ class Keeper:
     async def run(self) -> None:
         """Starts the replica, and starts it again, until it is cancelled or a crash loop."""
         restarts = self._settings.restarts
+        section = self._settings.engine_of(self.version.name, self.version.number)
+        elsewhere = isinstance(section, OpenAICompatibleEngine)
+        attempts = math.inf if elsewhere else restarts.attempts
         if not self._wanted.is_set():
             self.settled.set()
             await self._wanted.wait()
         deaths = 0
-        while deaths < restarts.attempts:
+        while deaths < attempts:
             served = await self._one_life()
             if served is None:
                 return
             self.settled.set()
             deaths = 1 if served >= restarts.healthy_after else deaths + 1
-            if deaths < restarts.attempts:
-                pause = min(restarts.backoff * 2 ** (deaths - 1), restarts.backoff_max)
+            if deaths < attempts:
+                pause = min(restarts.backoff * 2.0 ** min(deaths - 1, 64), restarts.backoff_max)
                 log.error("%s: %s; next start in %g s", self.version.tag, self.reason, pause)
                 await asyncio.sleep(pause)
         self._fail(f"{self.reason}; {deaths} starts in a row ended so, giving up")

@@ -46,8 +46,9 @@ class Wire:
         self._host = host
         self._port = port
         self._tls = tls
-        lines = {"host": f"{host}:{port}", "content-type": "application/json", **headers}
-        self._head = "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode()
+        name = f"[{host}]" if ":" in host else host  # RFC 9112, 3.2: IPv6 in brackets
+        lines = {"host": f"{name}:{port}", "content-type": "application/json", **headers}
+        self._head = "".join(f"{key}: {value}\r\n" for key, value in lines.items()).encode()
         self._idle: list[_Connection] = []
 
     async def get(self, path: str, *, timeout: float) -> tuple[int, bytes]:

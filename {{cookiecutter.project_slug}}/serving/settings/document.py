@@ -98,7 +98,8 @@ class Timeouts(Section):
 class Restarts(Section):
     """A replica that dies is started again after `backoff` seconds, doubled each time up to
     `backoff_max`. After `attempts` deaths, none of them after `healthy_after` seconds of good
-    service, it counts as a crash loop and stays `failed`."""
+    service, it counts as a crash loop and stays `failed`. A server that somebody else runs is
+    looked for without end."""
 
     attempts: Count = 5
     backoff: Seconds = 1

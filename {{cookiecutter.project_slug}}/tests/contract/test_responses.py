@@ -169,6 +169,18 @@ def test_calls_made_together_are_one_message_and_outputs_are_the_tools() -> None
     ]
 
 
+def test_an_output_may_be_parts_of_text() -> None:
+    parts = [{"type": "input_text", "text": text} for text in ("sun", "ny")]
+    assert messages(input=[user(), called("a"), {**gave("a"), "output": parts}])[-1] == {
+        "role": "tool",
+        "content": "sunny",
+        "tool_call_id": "a",
+    }
+    image = {"type": "input_image", "image_url": "data:image/png;base64,eA=="}
+    error = refused(input=[user(), called("a"), {**gave("a"), "output": [*parts, image]}])
+    assert error.param == "input[2].output[2].type"
+
+
 def test_calls_belong_to_what_the_assistant_said_before_them() -> None:
     said = {"role": "assistant", "content": "Let me look."}
     assert messages(input=[user(), said, called("a")]) == [

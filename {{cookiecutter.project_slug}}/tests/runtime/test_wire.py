@@ -43,6 +43,21 @@ async def test_a_request_is_sent_with_its_length_and_headers_and_the_reply_read(
         assert "content-length: 7\r\n" in request.head
 
 
+async def test_an_ipv6_address_is_in_brackets_where_a_port_follows() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(whole(await reader.readuntil(b"\r\n\r\n")))
+        writer.close()
+
+    try:
+        server = await asyncio.start_server(answer, "::1", 0)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        _, head = await Wire("::1", port, {}).get("/health", timeout=10)
+        assert f"\r\nhost: [::1]:{port}\r\n".encode() in head
+
+
 async def test_a_connection_is_used_again_after_a_reply_that_was_read_whole() -> None:
     async def handler(request: Request) -> None:
         await request.send(STREAM + chunk(b"a") + chunk(b"b") + LAST_CHUNK)

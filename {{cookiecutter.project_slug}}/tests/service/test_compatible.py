@@ -86,7 +86,8 @@ def make(server: Server, serve: Callable[..., Service]) -> Iterator[Callable[[],
     """Starts services in front of the server."""
 
     def made() -> Service:
-        service = serve(engine="openai_compatible", settings={"timeouts": {"health": 0.5}})
+        settings = {"timeouts": {"health": 0.5, "start": 1}, "restarts": {"attempts": 1}}
+        service = serve(engine="openai_compatible", settings=settings)
         document = yaml.safe_load(service.config.read_text("utf-8"))
         document["engine"] = {
             "name": "openai_compatible",
@@ -230,10 +231,20 @@ def test_a_server_that_dies_breaks_its_stream_and_shows_on_readyz(
     assert int(reply.headers["retry-after"]) >= 1
 
 
-def test_a_server_that_is_back_on_its_port_is_used_again(service: Service, server: Server) -> None:
+def await_tries(service: Service, more: int) -> None:
+    """Returns once the service has given the server up so many times more."""
+    until = service.log_text.count("next start in") + more
+    eventually(lambda: service.log_text.count("next start in") >= until, "more tries", 20)
+
+
+def test_a_server_that_is_back_on_its_port_is_used_again_however_long_it_was_gone(
+    service: Service, server: Server
+) -> None:
+    """`restarts.attempts` is 1 here, and counts only what we start ourselves."""
     for _ in range(2):
         server.kill()
         eventually(lambda: service.status("/readyz") == 503, "/readyz shows it", 6)
+        await_tries(service, 3)
         server.start_again()
         eventually(lambda: service.ready, "ready again", 10)
         assert service.chat("Hello").status_code == 200
