@@ -16,7 +16,7 @@ from serving.contract.events import Delta, FinishReason, TokenLogprob, Usage
 from serving.contract.messages import Message, images, plain
 from serving.contract.reply import Answer, Call, ChunkReply
 from serving.contract.sampling import HEAVY, Generation, Tokens, wrong
-from serving.contract.tools import ChosenTool, ResponseFormat, Tool, ToolChoice, as_sent
+from serving.contract.tools import ChosenTool, ResponseFormat, Tool, ToolChoice, Tools, as_sent
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 #: Variables for the model's own chat template, as `enable_thinking`; what the gateway fills in
@@ -60,7 +60,7 @@ class ChatRequest(Generation):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
+    tools: Tools[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = None

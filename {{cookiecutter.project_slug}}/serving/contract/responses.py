@@ -23,7 +23,7 @@ from serving.contract.chat import ChatRequest, ReasoningEffort
 from serving.contract.messages import Arguments, ImageData, ImageUrl
 from serving.contract.sampling import Request, StreamOptions, Tokens, wrong
 from serving.contract.schema import JsonSchema
-from serving.contract.tools import FunctionName, JsonObjectFormat, TextFormat
+from serving.contract.tools import FunctionName, JsonObjectFormat, TextFormat, Tools
 
 
 class _Part(BaseModel):
@@ -214,7 +214,7 @@ class ResponsesRequest(Request):
     include: list[Literal["message.output_text.logprobs"]] | None = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=128, fail_fast=True)] | None = None
+    tools: Tools[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenFunction | None = None
     parallel_tool_calls: bool | None = None
     stream: bool = False

@@ -15,6 +15,8 @@ from pydantic import AfterValidator
 
 #: Values in one schema. A grammar made of more takes an engine seconds to compile.
 MAX_SIZE = 5000
+#: Values in all the tools of a request. Reading more would hold up other requests for long.
+MAX_TOOLS_SIZE = 20_000
 
 
 def _checked(schema: dict[str, Any]) -> dict[str, Any]:
@@ -65,6 +67,13 @@ def _resolve(schema: dict[str, Any], reference: str) -> None:
             place = place[name]
         else:
             raise ValueError(f"the reference {reference!r:.200} points at nothing in the schema")
+
+
+def few_enough(tools: Any) -> Any:
+    """Raises ValueError for tools that are larger together than their number allows for."""
+    if any(size >= MAX_TOOLS_SIZE for size, _ in enumerate(_walk(tools))):
+        raise ValueError(f"the tools have over {MAX_TOOLS_SIZE} values together; send fewer")
+    return tools
 
 
 JsonSchema = Annotated[dict[str, Any], AfterValidator(_checked)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from serving.contract.schema import JsonSchema
+from serving.contract.schema import JsonSchema, few_enough
 
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
@@ -27,6 +27,12 @@ class Tool(BaseModel):
 
     type: Literal["function"]
     function: Function
+
+
+_AnyTool = TypeVar("_AnyTool")
+Tools = Annotated[
+    list[_AnyTool], Field(max_length=128, fail_fast=True), BeforeValidator(few_enough)
+]
 
 
 class ChosenFunction(BaseModel):

@@ -169,13 +169,21 @@ WORST: dict[str, Any] = {
 }
 
 
+def cpu_seconds(schema: dict[str, Any]) -> float:
+    """What checking it costs at best."""
+    spent = []
+    for _ in range(3):
+        begun = time.process_time()
+        SCHEMAS.validate_python(schema)
+        spent.append(time.process_time() - begun)
+    return min(spent)
+
+
 @pytest.mark.parametrize("schema", WORST.values(), ids=WORST)
-def test_the_costliest_schema_is_checked_within_a_fraction_of_a_second(
+def test_no_schema_costs_over_a_hundred_times_a_plain_one_of_its_size(
     schema: dict[str, Any],
 ) -> None:
-    begun = time.process_time()
-    SCHEMAS.validate_python(schema)
-    assert time.process_time() - begun < 0.5
+    assert cpu_seconds(schema) < 100 * cpu_seconds(WORST["many properties"])
 
 
 WORDS = st.sampled_from(["type", "properties", "items", "$ref", "allOf", "enum", "not", "a", "0"])

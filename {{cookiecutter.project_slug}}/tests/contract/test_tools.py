@@ -69,6 +69,16 @@ def test_one_call_at_a_time_is_kept_by_the_gateway_and_asked_of_no_engine(
     assert request.needs == ["chat", "tools"]
 
 
+def test_tools_may_have_so_many_values_together() -> None:
+    def large(count: int) -> list[Any]:
+        schema = {"enum": list(range(1000))}
+        return [function(f"f{i}", parameters=schema) for i in range(count)]
+
+    assert len(parse(tools=large(19)).asked()["tools"]) == 19
+    error = refusal(tools=large(20))
+    assert (error.param, "over 20000 values" in error.message) == ("tools", True)
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
