@@ -8,16 +8,29 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from serving.contract.errors import engine_error
 from serving.contract.events import EngineEvent
 from serving.contract.sampling import Request
 
-Text = Annotated[str, Field(min_length=1)]
-Tokens = Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
 #: OpenAI's own bound.
 MAX_INPUTS = 2048
+Text = Annotated[str, Field(min_length=1)]
+Token = Annotated[int, Field(ge=0, strict=True)]
+Tokens = Annotated[list[Token], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+TokenLists = Annotated[list[Tokens], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+
+
+def _kind(given: Any) -> str:
+    """Told by the first element, so that an error is about what the client meant."""
+    if not isinstance(given, list):
+        return "Text"
+    first = given[0] if given else ""
+    if isinstance(first, list):
+        return "TokenLists"
+    return "Tokens" if isinstance(first, int | float) else "Texts"
 
 
 class EmbeddingRequest(Request):
@@ -28,12 +41,13 @@ class EmbeddingRequest(Request):
     INPUT_FIELD: ClassVar[str] = "input"
     OPTIONAL: ClassVar[dict[str, Any]] = {"dimensions": None}
 
-    input: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
-        | Tokens
-        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
-    )
+    input: Annotated[
+        Annotated[Text, Tag("Text")]
+        | Annotated[Texts, Tag("Texts")]
+        | Annotated[Tokens, Tag("Tokens")]
+        | Annotated[TokenLists, Tag("TokenLists")],
+        Discriminator(_kind),
+    ]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, strict=True)] | None = None
 

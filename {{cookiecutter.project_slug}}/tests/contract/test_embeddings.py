@@ -54,6 +54,8 @@ def test_an_input_is_one_or_many_as_text_or_as_tokens(written: Any, inputs: list
         ([], "input"),
         (["a", ""], "input[1]"),
         ([1, -1], "input[1]"),
+        ([1, "a"], "input[1]"),
+        (["a", 5], "input[1]"),
         ([[1], []], "input[1]"),
         ([[1], ["a"]], "input[1][0]"),
         (5, "input"),
@@ -71,7 +73,9 @@ def test_a_wrong_input_is_named_by_its_path(written: Any, param: str) -> None:
 
 @pytest.mark.parametrize("one", ["a", [1]])
 def test_too_many_inputs_are_refused(one: Any) -> None:
-    assert refusal(input=[one] * (MAX_INPUTS + 1)).status == 400
+    error = refusal(input=[one] * (MAX_INPUTS + 1))
+    assert (error.status, error.param) == (400, "input")
+    assert f"at most {MAX_INPUTS}" in error.message
 
 
 @pytest.mark.parametrize(
