@@ -16,9 +16,9 @@ from serving.runtime.startup import load
 
 HERE = Path(__file__).parent
 
-settings, store, versions = load(Path(os.environ.get("SERVING_CONFIG", HERE / "serving.yaml")))
+settings, store, routing = load(Path(os.environ.get("SERVING_CONFIG", HERE / "serving.yaml")))
 
-reconciler = Reconciler(settings, store, versions, HERE / "warmup_hooks.py")
+reconciler = Reconciler(settings, store, routing, HERE / "warmup_hooks.py")
 shutdown = Shutdown(settings.timeouts.drain)
 
 

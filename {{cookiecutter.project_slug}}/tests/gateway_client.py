@@ -19,7 +19,7 @@ from serving.engines.base import Engine
 from serving.engines.vllm import Vllm
 from serving.gateway.app import create_app
 from serving.runtime.replica import Replica, State
-from serving.runtime.routing import Router, Snapshot, Target
+from serving.runtime.routing import Router, ServedModel, Snapshot, Target
 from serving.runtime.shutdown import Shutdown
 from serving.runtime.wire import Wire
 from serving.settings import Settings, VllmEngine
@@ -43,14 +43,17 @@ def replica_at(port: int, engine: Engine | None = None) -> Replica:
     """What the gateway needs of a replica."""
     adapter = engine or Vllm(VllmEngine(name="vllm", max_model_len=512), Path())
     wire = Wire("127.0.0.1", port, {})
-    return cast(Replica, SimpleNamespace(engine=adapter, wire=wire, in_flight=0))
+    return cast(Replica, SimpleNamespace(engine=adapter, wire=wire, in_flight=0, state=State.READY))
 
 
 def snapshot(
     replica: Replica | None, state: State = State.READY, adapters: Iterable[str] = ()
 ) -> Snapshot:
-    target = Target("chat", 3, IMPORTED, state, replica, lambda: None, adapters=frozenset(adapters))
-    return Snapshot({"chat": target})
+    replicas = (replica,) if replica else ()
+    target = Target(
+        "chat", 3, IMPORTED, state, replicas, lambda: None, adapters=frozenset(adapters)
+    )
+    return Snapshot({"chat": ServedModel({3: target}, {"production": 3})})
 
 
 @dataclass

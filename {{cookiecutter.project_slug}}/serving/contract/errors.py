@@ -106,6 +106,11 @@ def shutting_down() -> ApiError:
     )
 
 
+def replaced(version: str) -> ApiError:
+    message = f"The version {version} was taken out of service before it had said all; ask again."
+    return ApiError(503, "version_replaced", message, retry_after=1)
+
+
 def engine_error(message: str = "The engine failed while it answered; ask again.") -> ApiError:
     return ApiError(502, "engine_error", message)
 

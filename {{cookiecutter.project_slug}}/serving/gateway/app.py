@@ -19,6 +19,7 @@ from serving.gateway.http import request_id
 from serving.gateway.inference import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Inference
 from serving.runtime.routing import Router, Target
 from serving.runtime.shutdown import Shutdown
+from serving.runtime.wanted import PRODUCTION
 from serving.settings import Settings
 
 
@@ -76,16 +77,16 @@ class Models:
         self._owner = owner
 
     async def list(self, request: Request) -> Response:
-        models = [
-            self._model(name, target)
-            for target in self._router.snapshot.targets.values()
-            for name in (target.name, *(f"{target.name}/{a}" for a in sorted(target.adapters)))
-        ]
+        models = []
+        for name, served in self._router.snapshot.models.items():
+            target = served.targets[served.labels[PRODUCTION]]
+            models.append(self._model(name, target))
+            models += [self._model(f"{name}/{a}", target) for a in sorted(target.adapters)]
         return _json(request, ModelList(models))
 
     async def get(self, request: Request) -> Response:
         address = request.path_params["model"]
-        target, _ = self._router.snapshot.find(address)
+        target, _, _ = self._router.snapshot.find(address)
         return _json(request, self._model(address, target))
 
     def _model(self, address: str, target: Target) -> Model:

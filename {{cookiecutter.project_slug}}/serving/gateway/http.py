@@ -56,6 +56,12 @@ def request_id(scope: Scope) -> str:
     return uuid.uuid4().hex
 
 
+def caller_of(scope: Scope, user: str | None) -> str:
+    """Who asks, as far as that shows without keys: the `user` that the request names, else the
+    client's address."""
+    return user or (scope.get("client") or ("",))[0]
+
+
 class Responder:
     """Writes one reply: JSON at once, or a stream of events.
 
@@ -71,12 +77,14 @@ class Responder:
         self._headers = [(b"x-request-id", self.request_id.encode())]
 
     def served_by(self, version: str, label: str) -> None:
-        """Names the version and label that answer, in the reply's headers."""
+        """Names the version that answers, and the label that led to it if one did, in the reply's
+        headers."""
         self._headers = [
             (b"x-request-id", self.request_id.encode()),
             (b"x-served-version", version.encode()),
-            (b"x-served-label", label.encode()),
         ]
+        if label:
+            self._headers.append((b"x-served-label", label.encode()))
 
     async def json(self, body: bytes, status: int = 200) -> None:
         length = (b"content-length", str(len(body)).encode())

@@ -20,6 +20,7 @@ from serving.contract.errors import (
     engine_error,
     from_validation,
     internal_error,
+    replaced,
     shutting_down,
     timed_out,
     unsupported,
@@ -28,7 +29,8 @@ from serving.contract.reply import Reply
 from serving.contract.response_reply import ResponseReply
 from serving.contract.responses import ResponsesRequest
 from serving.engines.base import Engine, EngineCall
-from serving.gateway.http import Responder, read_body
+from serving.gateway.http import Responder, caller_of, read_body
+from serving.runtime.replica import State
 from serving.runtime.routing import Route, Router
 from serving.runtime.shutdown import Shutdown
 from serving.runtime.stream import EngineStream
@@ -77,7 +79,7 @@ class Inference:
         try:
             request = self._parse(await read_body(scope, receive, self._max_body))
             with self._shutdown.request(), watch:
-                await self._answer(request, responder)
+                await self._answer(request, caller_of(scope, request.user), responder)
         except ApiError as error:
             await responder.error(error)
         except ClientGone:
@@ -104,22 +106,27 @@ class Inference:
         except ValidationError as error:
             raise from_validation(error, self._endpoint.request) from None
 
-    async def _answer(self, request: AnyRequest, responder: Responder) -> None:
+    async def _answer(self, request: AnyRequest, caller: str, responder: Responder) -> None:
         """Relays one replica's answer, or another's when the first died before a byte was sent."""
-        route = await self._router.route(request.model)
+        route = await self._router.route(request.model, caller)
         try:
-            await self._relay(request, route, responder)
+            with route.lease():
+                await self._relay(request, route, responder)
         except EngineGone as gone:
             log.warning("%s: %s: %s", responder.request_id, route.target.tag, gone)
             if responder.started:
-                raise engine_error() from None
-            other = await self._router.route(request.model)
-            if other.replica is route.replica:
-                raise engine_error() from None
-            try:
-                await self._relay(request, other, responder)
-            except EngineGone:
-                raise engine_error() from None
+                raise _broken(route) from None
+        else:
+            return
+        try:
+            route = await self._router.route(request.model, caller, but_not=route.replica)
+        except ApiError:
+            raise _broken(route) from None
+        try:
+            with route.lease():
+                await self._relay(request, route, responder)
+        except EngineGone:
+            raise _broken(route) from None
 
     async def _relay(self, request: AnyRequest, route: Route, responder: Responder) -> None:
         engine = route.replica.engine
@@ -131,7 +138,6 @@ class Inference:
         reply = self._endpoint.reply(request, route.target.tag)
         stream = EngineStream(engine, route.replica.wire, request, call)
         silence = Silence(self._timeouts)
-        route.replica.in_flight += 1
         try:
             async with asyncio.timeout(None if request.stream else self._timeouts.answer):
                 while not stream.complete:
@@ -155,8 +161,12 @@ class Inference:
                 f"The answer took over {limit:g} s; stream it or ask for less."
             ) from None
         finally:
-            route.replica.in_flight -= 1
             await stream.close()
+
+
+def _broken(route: Route) -> ApiError:
+    """For an answer whose engine ended: by itself, or because its version's time was over."""
+    return replaced(route.target.tag) if route.replica.state == State.STOPPED else engine_error()
 
 
 def _encode(engine: Engine, request: AnyRequest, adapter: str) -> EngineCall:

@@ -1,258 +1,270 @@
-"""Drives what runs to what serving.yaml asks for: one version per model, kept alive.
+"""Drives what runs to what is asked for: by serving.yaml's policies and by state/routing.json.
 
-Models load in the order of their priority. A replica that dies is replaced with growing pauses; one
-that keeps dying, or whose files were tampered with, ends as `failed` with its reason. A server that
-somebody else runs is asked again for ever: it comes back without anybody telling us.
+New versions start beside those that answer. A label means its new version only once that is ready;
+until then, and for good if it fails, it goes on meaning the one before. What nothing asks for any
+more gets no new request, finishes its answers, and stops.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from datetime import datetime
-from itertools import groupby
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
-from serving.contract.embeddings import EmbeddingRequest
-from serving.engines import create_engine
-from serving.engines.base import LocalEngine
-from serving.runtime.checks import ModelRefused
-from serving.runtime.replica import Replica, ReplicaDied, State, not_installed
-from serving.runtime.routing import Router, Snapshot, Target
+from serving.runtime.plan import find, obstacle, policy_numbers
+from serving.runtime.replica import Replica, State
+from serving.runtime.routing import Router, ServedModel, Snapshot, Target
+from serving.runtime.routing_file import RoutingFile
+from serving.runtime.served_version import ServedVersion
 from serving.runtime.store import ModelStore, StoreError, Version
-from serving.settings import GpuEngine, OpenAICompatibleEngine, Settings, SettingsError
+from serving.runtime.wanted import PRODUCTION
+from serving.settings import Settings
 
 log = logging.getLogger("bentoml.serving")
 
+#: Seconds between two looks at the store and at routing.json. Both may be mounts of somebody
+#: else's, where the kernel tells of no change.
+WATCH_EVERY = 1.0
 
-def plan(settings: Settings, store: ModelStore) -> list[Version]:
-    """The version each model is to serve. Raises `SettingsError` for a model the store lacks, or an
-    engine that is not installed or cannot serve it: better no start than a service that can never
-    be ready."""
-    versions = []
-    for name in settings.models:
-        try:
-            version = _version(settings, store, name)
-        except StoreError as error:
-            raise SettingsError(f"serving.yaml: models.{name}: {error}") from None
-        section = settings.engine_of(name, version.number)
-        engine = create_engine(section, version.path, version.task)
-        if isinstance(engine, LocalEngine) and not os.access(engine.program, os.X_OK):
-            raise SettingsError(f"serving.yaml: {not_installed(engine.name, engine.program)}.")
-        if version.task not in engine.tasks:
-            raise SettingsError(
-                f"serving.yaml: models.{name}: {version.tag} was imported to {version.task}, which "
-                f"{engine.name} cannot do; choose vllm or sglang for it."
-            )
-        lacking = [file for file in engine.needs if not (version.path / file).is_file()]
-        if lacking:
-            raise SettingsError(
-                f"serving.yaml: models.{name}: {engine.name} needs {lacking[0]}, which "
-                f"{version.tag} lacks; choose another engine, or import a model that has it."
-            )
-        versions.append(version)
-    return versions
-
-
-def _version(settings: Settings, store: ModelStore, name: str) -> Version:
-    """What a model's `versions` name. Raises `StoreError`."""
-    numbers = settings.models[name].versions.numbers
-    number = numbers[0] if numbers else 1
-    section = settings.engine_of(name, number)
-    if isinstance(section, OpenAICompatibleEngine):  # its files are on another machine
-        task = "embed" if EmbeddingRequest.TASK in section.capabilities else "generate"
-        return Version(name, number, Path(os.devnull), datetime.now(), section.url, [], task)
-    return store.get(name, number) if numbers else store.latest(name)
+_NEVER = datetime.fromtimestamp(0, UTC)
 
 
 class Reconciler:
-    """Runs one keeper per model and publishes what they have to the router."""
+    """Holds every version that is served and publishes to the router which of them answers what."""
 
     def __init__(
-        self, settings: Settings, store: ModelStore, versions: list[Version], hooks: Path
+        self, settings: Settings, store: ModelStore, file: RoutingFile, hooks: Path
     ) -> None:
         self.router = Router(settings.timeouts.lazy)
-        self._settings = settings
-        self._store = store
-        self._in_use = ExitStack()
-        self._keepers = {
-            version.name: Keeper(settings, store, version, hooks, self._publish)
-            for version in versions
-        }
-        self._tasks: list[asyncio.Task[None]] = []
+        self.settings = settings
+        self.store = store
+        self.file = file
+        self.served: dict[str, dict[int, ServedVersion]] = {name: {} for name in settings.models}
+        #: What each label means now, by model.
+        self.labels: dict[str, dict[str, int]] = {name: {} for name in settings.models}
+        #: How often a version came into a state.
+        self.transitions: Counter[tuple[str, int, State]] = Counter()
+        self._seen: dict[tuple[str, int], State] = {}
+        self._present: dict[str, list[int]] = {}
+        self._held: Counter[tuple[str, int]] = Counter()
+        self._hooks = hooks
+        self._watcher: asyncio.Task[None] | None = None
+        self._publishing = False
+        self._stopped = False
 
     def start(self) -> None:
-        for keeper in self._keepers.values():  # from now on nobody deletes what is to be served
-            self._in_use.enter_context(self._store.in_use(keeper.version))
-        self._publish()
-        self._tasks.append(asyncio.ensure_future(self._load_in_order()))
+        self._look()
+        self.reconcile()
+        self._watcher = asyncio.ensure_future(self._watch())
 
     async def stop(self) -> None:
         """Ends all engines, at the same time."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(keeper.stop() for keeper in self._keepers.values()))
-        self._in_use.close()
+        self._stopped = True
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        await asyncio.gather(*(version.stop() for version in self._all()))
 
     @property
     def replicas(self) -> Iterator[Replica]:
         """Those that have been started and not yet put away."""
-        for keeper in self._keepers.values():
-            if keeper.replica is not None:
-                yield keeper.replica
+        for version in self._all():
+            yield from version.started
 
     @property
     def ready(self) -> bool:
         """Whether every required model can answer. A lazy one can, at its own pace."""
         return all(
-            keeper.state == State.READY
-            or (keeper.state != State.FAILED and self._settings.models[name].load == "lazy")
-            for name, keeper in self._keepers.items()
-            if self._settings.models[name].required
+            self._answers(name) for name, model in self.settings.models.items() if model.required
         )
 
-    async def _load_in_order(self) -> None:
-        def priority(keeper: Keeper) -> int:
-            return -self._settings.models[keeper.version.name].priority
+    def hold(self, name: str, number: int) -> ServedVersion:
+        """Loads a version and keeps it, whatever else is asked for, until `release`."""
+        self._held[name, number] += 1
+        self.reconcile()
+        version = self.served[name][number]
+        version.start()
+        return version
 
-        for _, group in groupby(sorted(self._keepers.values(), key=priority), key=priority):
-            keepers = list(group)
-            self._tasks += [asyncio.ensure_future(keeper.run()) for keeper in keepers]
-            await asyncio.gather(*(keeper.settled.wait() for keeper in keepers))
+    def release(self, name: str, number: int) -> None:
+        self._held[name, number] -= 1
+        self.reconcile()
+
+    def reconcile(self) -> None:
+        """Compares what is asked for with what there is, and sets the difference in motion."""
+        if self._stopped:
+            return
+        self._publishing = True  # what starts below reports its changes at once
+        for name in self.settings.models:
+            self._ask_for(name)
+        self._start_in_order()
+        for name in self.settings.models:
+            self._label(name)
+        self._publishing = False
+        self._publish()
+        self._note_states()
+        for name in self.settings.models:
+            self._let_go(name)
+        self._note_states()
+
+    def _changed(self) -> None:
+        if not self._publishing:
+            self.reconcile()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_EVERY)
+            await asyncio.to_thread(self._look)
+            self.reconcile()
+
+    def _look(self) -> None:
+        self.file.refresh()
+        self._present = {name: self.store.numbers(name) for name in self.settings.models}
+
+    # What is asked for.
+
+    def _asked(self, name: str) -> set[int]:
+        """The versions of a model that anybody asks for."""
+        wanted = self.file.routing.of(name)
+        policy = self._policy(name)
+        held = {number for (model, number), count in self._held.items() if model == name and count}
+        return {*policy, *wanted.labels.values(), *wanted.loaded, *held}
+
+    def _policy(self, name: str) -> list[int]:
+        """By serving.yaml, newest first. When none of the newest can start, the one before them:
+        a bad import must not outlive a restart and leave nothing to answer."""
+        present, served = self._present[name], self.served[name]
+        numbers = policy_numbers(self.settings, name, present)
+        if numbers and all(self._failed(served.get(number)) for number in numbers):
+            older = [number for number in present if number < min(numbers)]
+            if self.settings.models[name].versions.policy == "latest" and older:
+                numbers.append(max(older))
+        return numbers
+
+    @staticmethod
+    def _failed(version: ServedVersion | None) -> bool:
+        return version is not None and version.state == State.FAILED
+
+    def _ask_for(self, name: str) -> None:
+        served = self.served[name]
+        for number in sorted(self._asked(name)):
+            version = served.get(number)
+            if version is None or version.state == State.STOPPED:
+                served[number] = self._new(name, number)
+            elif version.state == State.DRAINING:
+                version.resume()
+
+    def _new(self, name: str, number: int) -> ServedVersion:
+        try:
+            version = find(self.settings, self.store, name, number)
+            refused = obstacle(self.settings, version)
+        except StoreError as error:
+            version = Version(name, number, Path(), _NEVER, "", [])
+            refused = str(error)
+        if refused:
+            log.error("%s:%d failed: %s", name, number, refused)
+        return ServedVersion(
+            self.settings, self.store, version, self._hooks, self._changed, refused=refused
+        )
+
+    def _start_in_order(self) -> None:
+        """Models of lower priority once those above have settled; lazy ones once asked for."""
+        awake = {v.version.name for v in self._all() if v.started}
+        unsettled = [
+            (self.settings.models[version.version.name].priority, version)
+            for version in self._all()
+            if not version.settled
+            and version.state != State.DRAINING
+            and not (version.lazy and version.version.name not in awake)
+        ]
+        first = max((priority for priority, _ in unsettled), default=0)
+        for priority, version in unsettled:
+            if priority == first:
+                version.start()
+
+    # What each label means.
+
+    def _label(self, name: str) -> None:
+        asked = dict(self.file.routing.of(name).labels)
+        if PRODUCTION not in asked:
+            number = self._newest(name)
+            if number is not None:
+                asked[PRODUCTION] = number
+        now = self.labels[name]
+        self.labels[name] = {
+            label: number if self._may_take_over(name, number, now.get(label)) else now[label]
+            for label, number in asked.items()
+        }
+
+    def _newest(self, name: str) -> int | None:
+        """What `production` means until somebody sets it: the newest version that is ready."""
+        policy, served = self._policy(name), self.served[name]
+        ready = [number for number in policy if served[number].state == State.READY]
+        hopeful = [number for number in policy if not self._failed(served[number])]
+        now = self.labels[name].get(PRODUCTION)
+        return next(iter([*ready, *([now] if now in policy else []), *hopeful, *policy]), now)
+
+    def _may_take_over(self, name: str, number: int, before: int | None) -> bool:
+        """A label leaves a version that answers, or will again, only for one that is ready."""
+        old = self.served[name].get(before) if before is not None else None
+        if old is None or before == number or old.state in (State.FAILED, State.STOPPED):
+            return True
+        return self.served[name][number].state == State.READY
+
+    # What comes of it.
 
     def _publish(self) -> None:
-        self.router.publish(
-            Snapshot({name: keeper.target() for name, keeper in self._keepers.items()})
-        )
+        models = {}
+        for name, labels in self.labels.items():
+            asked = self.file.routing.of(name)
+            targets = {n: self._target(version) for n, version in self.served[name].items()}
+            if PRODUCTION in labels:
+                models[name] = ServedModel(targets, labels, asked.traffic)
+        self.router.publish(Snapshot(models))
 
-
-class Keeper:
-    """Keeps one replica of one version running.
-
-    `settled` is set once the first start has ended, well or not, or is left to the first request.
-    `publish` is called after each change of `state` that a request would notice.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        store: ModelStore,
-        version: Version,
-        hooks: Path,
-        publish: Callable[[], None],
-    ) -> None:
-        self.version = version
-        self.settled = asyncio.Event()
-        self.reason = ""
-        self._settings = settings
-        self._store = store
-        self._hooks = hooks
-        self._publish = publish
-        self.replica: Replica | None = None
-        self._stopped = False
-        self._wanted = asyncio.Event()
-        self._idle_state = State.UNLOADED
-        if settings.models[version.name].load != "lazy":
-            self._want()
-
-    @property
-    def state(self) -> State:
-        return self.replica.state if self.replica is not None else self._idle_state
-
-    def target(self) -> Target:
-        """This version as the snapshot shows it."""
-        ready = self.replica if self.state == State.READY else None
-        version = self.version
-        lazy = self._settings.models[version.name].load == "lazy"
-        section = self._settings.engine_of(version.name, version.number)
-        adapters = frozenset(section.lora) if isinstance(section, GpuEngine) else frozenset()
+    @staticmethod
+    def _target(served: ServedVersion) -> Target:
         return Target(
-            name=version.name,
-            number=version.number,
-            created=version.created,
-            state=self.state,
-            replica=ready,
-            load=self._want,
-            lazy=lazy,
-            adapters=adapters,
+            name=served.version.name,
+            number=served.version.number,
+            created=served.version.created,
+            state=served.state,
+            replicas=served.replicas,
+            load=served.start,
+            lazy=served.lazy,
+            adapters=served.adapters,
         )
 
-    async def run(self) -> None:
-        """Starts the replica, and starts it again, until it is cancelled or a crash loop."""
-        restarts = self._settings.restarts
-        section = self._settings.engine_of(self.version.name, self.version.number)
-        elsewhere = isinstance(section, OpenAICompatibleEngine)
-        attempts = math.inf if elsewhere else restarts.attempts
-        if not self._wanted.is_set():
-            self.settled.set()
-            await self._wanted.wait()
-        deaths = 0
-        while deaths < attempts:
-            served = await self._one_life()
-            if served is None:
-                return
-            self.settled.set()
-            deaths = 1 if served >= restarts.healthy_after else deaths + 1
-            if deaths < attempts:
-                pause = min(restarts.backoff * 2.0 ** min(deaths - 1, 64), restarts.backoff_max)
-                log.error("%s: %s; next start in %g s", self.version.tag, self.reason, pause)
-                await asyncio.sleep(pause)
-        self._fail(f"{self.reason}; {deaths} starts in a row ended so, giving up")
+    def _let_go(self, name: str) -> None:
+        """Ends what nothing asks for and no label means."""
+        needed = self._asked(name) | set(self.labels[name].values())
+        for number, version in list(self.served[name].items()):
+            if number in needed:
+                continue
+            if version.state in (State.STOPPED, State.UNAVAILABLE):
+                del self.served[name][number]
+            elif version.state != State.DRAINING:
+                version.end(self.settings.timeouts.drain)
 
-    async def stop(self) -> None:
-        """Ends the engine; `run` must have been cancelled."""
-        self._stopped = True
-        if self.replica is not None:
-            await self.replica.stop()
+    def _note_states(self) -> None:
+        for version in self._all():
+            key = (version.version.name, version.version.number)
+            state = version.state
+            if self._seen.get(key) != state:
+                self._seen[key] = state
+                self.transitions[*key, state] += 1
+                log.info("%s is %s", version.version.tag, state)
 
-    async def _one_life(self) -> float | None:
-        """From start to death: the seconds it served, or None when another start is no use."""
-        began: float | None = None
-        try:
-            await asyncio.to_thread(self._store.verify, self.version, self._still_wanted)
-            self.replica = Replica(self._settings, self.version, self._hooks)
-            await self.replica.start()
-            began = time.monotonic()
-            self._publish()
-            self.settled.set()
-            self.reason = await self.replica.until_dead()
-        except ReplicaDied as error:
-            self.reason = str(error)
-        except ModelRefused as error:
-            self._fail(str(error))
-            return None
-        except Exception as error:  # a defect of ours: as visible as any other way to fail
-            log.exception("%s: the replica's keeper failed", self.version.tag)
-            broken, self.replica = self.replica, None
-            self._fail(f"internal error: {error}")
-            if broken is not None:
-                await broken.stop()
-            return None
-        self._idle_state = State.LOADING
-        dead, self.replica = self.replica, None
-        self._publish()  # no new request may meet the dead replica while it is put away
-        if dead is not None:
-            await dead.stop()
-        return 0.0 if began is None else time.monotonic() - began
+    def _answers(self, name: str) -> bool:
+        number = self.labels[name].get(PRODUCTION)
+        version = self.served[name].get(number) if number is not None else None
+        if version is None:
+            return False
+        return bool(version.replicas) or (version.lazy and not self._failed(version))
 
-    def _still_wanted(self, _: int) -> None:
-        """Called for each block of a file that is verified: its thread would hold up a stop."""
-        if self._stopped:
-            raise ReplicaDied("the service stops")
-
-    def _want(self) -> None:
-        self._idle_state = State.LOADING
-        self._wanted.set()
-
-    def _fail(self, reason: str) -> None:
-        log.error("%s failed: %s", self.version.tag, reason)
-        self.reason = reason
-        self._idle_state = State.FAILED
-        self.settled.set()
-        self._publish()
+    def _all(self) -> Iterator[ServedVersion]:
+        for versions in self.served.values():
+            yield from list(versions.values())

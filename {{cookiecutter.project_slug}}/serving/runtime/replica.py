@@ -13,6 +13,7 @@ import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from serving.contract.errors import ApiError
@@ -36,10 +37,11 @@ HEALTH_STRIKES = 3
 
 
 class State(enum.StrEnum):
-    UNLOADED = "unloaded"
+    UNAVAILABLE = "unavailable"
     LOADING = "loading"
     WARMING = "warming"
     READY = "ready"
+    DRAINING = "draining"
     STOPPED = "stopped"
     FAILED = "failed"
 
@@ -49,17 +51,18 @@ class ReplicaDied(Exception):
 
 
 class Replica:
-    """A replica of `version`. Used once: a restart makes a new one.
+    """A replica of `version`, the one of that `index`. Used once: a restart makes a new one.
 
     `in_flight` counts the requests it is answering now; `figures` are what the engine tells of
     itself, see `engines.metrics`.
     """
 
-    def __init__(self, settings: Settings, version: Version, hooks: Path) -> None:
+    def __init__(self, settings: Settings, version: Version, hooks: Path, index: int = 0) -> None:
         self.version = version
+        self.index = index
         section = settings.engine_of(version.name, version.number)
         self.engine = create_engine(section, version.path, version.task)
-        self.state = State.UNLOADED
+        self.state = State.UNAVAILABLE
         self.in_flight = 0
         self.figures: dict[str, float] = {}
         self.wire = Wire(HOST, 0, {})
@@ -72,8 +75,9 @@ class Replica:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    async def start(self) -> None:
-        """Start the process, wait until it is healthy, warm it up. Raises `ReplicaDied`."""
+    async def start(self, changed: Callable[[], None] = lambda: None) -> None:
+        """Start the process, wait until it is healthy, warm it up; `changed` is called between.
+        Raises `ReplicaDied`."""
         began = time.monotonic()
         self.state = State.LOADING
         await self._launch()
@@ -82,6 +86,7 @@ class Replica:
         model = self._settings.models[self.version.name]
         if model.load == "prewarm":
             self.state = State.WARMING
+            changed()
             await self._warm_up()
         self.state = State.READY
         log.info(
@@ -175,7 +180,8 @@ class Replica:
 
     @property
     def log_file(self) -> Path:
-        name = f"{self.version.name}-{self.version.number}.log"
+        replica = f".r{self.index}" if self.index else ""
+        name = f"{self.version.name}-{self.version.number}{replica}.log"
         return self._settings.service.state / "logs" / name
 
     @property

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-from serving.runtime.reconciler import plan
-from serving.runtime.store import ModelStore, Version
+from serving.runtime.plan import check_plan
+from serving.runtime.routing_file import RoutingFile, RoutingFileError
+from serving.runtime.store import ModelStore
 from serving.settings import Settings, SettingsError, load_settings
 
 _BIND_ERRORS = {
@@ -27,16 +28,20 @@ def raise_open_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def load(config: Path) -> tuple[Settings, ModelStore, list[Version]]:
-    """The checked settings, the store, and the versions to serve; ends the program otherwise."""
+def load(config: Path) -> tuple[Settings, ModelStore, RoutingFile]:
+    """The checked settings, the store, and what was asked for before; ends the program when one of
+    them cannot be used."""
     sys.excepthook = _explain
     raise_open_file_limit()
     try:
         settings = load_settings(config)
         store = ModelStore()
-        return settings, store, plan(settings, store)
-    except SettingsError as error:
+        routing = RoutingFile(settings.service.state / "routing.json")
+        routing.load()
+        check_plan(settings, store)
+    except (SettingsError, RoutingFileError) as error:
         sys.exit(str(error))
+    return settings, store, routing
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +32,7 @@ from serving.runtime.checks import (
     move_and_hash,
     wanted_files,
 )
+from serving.runtime.files import replace_file
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?")
 _TAG = re.compile(r"(?P<name>[^:]+):(?P<number>[1-9]\d{0,8})")
@@ -79,13 +79,15 @@ class ModelStore:
         names = [name] if name else sorted(p.name for p in _folders(self._models))
         found = []
         for model in names:
-            numbers = sorted(
-                int(p.name) for p in _folders(self._models / model) if p.name.isdecimal()
-            )
-            for number in numbers:
+            for number in self.numbers(model):
                 with contextlib.suppress(StoreError):
                     found.append(self.get(model, number))
         return found
+
+    def numbers(self, name: str) -> list[int]:
+        """A model's version numbers, in order, without a look into them."""
+        folders = _folders(self._models / name)
+        return sorted(int(p.name) for p in folders if p.name.isdecimal())
 
     def get(self, name: str, number: int) -> Version:
         """Exactly that version. Raises `StoreError` when there is none."""
@@ -192,7 +194,7 @@ class ModelStore:
                 target = self._models / name / str(number)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 folder.rename(target)
-                _write_atomically(target.parent / "latest", str(number))
+                replace_file(target.parent / "latest", str(number))
         return self.get(name, number)
 
     def delete(self, version: Version) -> None:
@@ -211,7 +213,7 @@ class ModelStore:
                 version.path.rename(staging / "deleted")
             rest = self.versions(version.name)
             if rest:
-                _write_atomically(version.path.parent / "latest", str(rest[-1].number))
+                replace_file(version.path.parent / "latest", str(rest[-1].number))
             elif _folders(version.path.parent):  # others' entries: BentoML finds their latest
                 (version.path.parent / "latest").unlink(missing_ok=True)
             else:
@@ -243,9 +245,8 @@ class ModelStore:
         counter = self._own / "numbers" / name
         counter.parent.mkdir(parents=True, exist_ok=True)
         given = int(counter.read_text()) if counter.is_file() else 0
-        present = [int(p.name) for p in _folders(self._models / name) if p.name.isdecimal()]
-        number = max([given, *present]) + 1
-        _write_atomically(counter, str(number))
+        number = max([given, *self.numbers(name)]) + 1
+        replace_file(counter, str(number))
         return number
 
     @staticmethod
@@ -298,9 +299,3 @@ def _remove_abandoned(root: Path) -> None:
             with (folder / ".owner").open("a") as owner:
                 fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)

@@ -30,15 +30,19 @@ class ServiceSection(Section):
 
 
 class Versions(Section):
-    """Which imported versions are served: the newest, or the one named in `numbers`."""
+    """Which imported versions are loaded: the `count` newest, the ones named in `numbers`, or all
+    of them. Those that labels point to are loaded besides."""
 
-    policy: Literal["latest", "specific"] = "latest"
-    numbers: Annotated[list[Count], Field(max_length=1)] = []
+    policy: Literal["latest", "specific", "all"] = "latest"
+    count: Count = 1
+    numbers: Annotated[list[Count], Field(max_length=100)] = []
 
     @model_validator(mode="after")
     def _numbers_belong_to_specific(self) -> Versions:
         if (self.policy == "specific") != bool(self.numbers):
             raise ValueError("write `policy: specific` together with `numbers: [N]`")
+        if self.count != 1 and self.policy != "latest":
+            raise ValueError("`count` belongs to `policy: latest`")
         return self
 
 
@@ -60,10 +64,12 @@ class Warmup(Section):
 
 
 class ModelSection(Section):
-    """One model name. `engine` replaces the common engine section for this model only, and an entry
-    of `engines` does so for the version of that number."""
+    """One model name. Each version runs as `replicas` engines. `engine` replaces the common engine
+    section for this model only, and an entry of `engines` does so for the version of that number.
+    """
 
     versions: Versions = Versions()
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
     load: Literal["prewarm", "eager", "lazy"] = "prewarm"
     required: bool = True
     priority: int = 0

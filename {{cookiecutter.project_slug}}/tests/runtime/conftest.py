@@ -1,12 +1,23 @@
-"""Where sockets and pipes matter, tests run on asyncio's own loop and on uvloop, which is used."""
+"""The surroundings of the reconciler, and the loops: where sockets and pipes matter, tests run on
+asyncio's own loop and on uvloop, which is used."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
+from reconciling import Configure, Run
+
+from serving.runtime import replica as replica_module
+from serving.runtime.plan import check_plan
+from serving.runtime.reconciler import Reconciler
+from serving.runtime.routing_file import RoutingFile
+from serving.runtime.store import ModelStore
+from serving.settings import Settings
 
 ON_BOTH_LOOPS = {"test_process.py", "test_stream.py", "test_wire.py"}
 
@@ -18,3 +29,47 @@ def pytest_asyncio_loop_factories(
     if item.path.name in ON_BOTH_LOOPS:
         loops["asyncio"] = asyncio.new_event_loop
     return loops
+
+
+@pytest.fixture
+def store(store_home: Path, model_folder: Path) -> ModelStore:
+    store = ModelStore(store_home)
+    store.add("chat", model_folder, "here")
+    return store
+
+
+@pytest.fixture
+def configure(scripted_home: Path, tmp_path: Path) -> Configure:
+    def configure(models: Any = None, engine: str = "vllm", **restarts: float) -> Settings:
+        return Settings.model_validate(
+            {
+                "service": {"name": "llm", "state": tmp_path / "state"},
+                "engine": {"name": engine, "max_model_len": 256, "home": scripted_home},
+                "models": models or {"chat": {}},
+                "timeouts": {"start": 20, "warmup": 10, "stop": 5, "lazy": 20},
+                "restarts": {"attempts": 3, "backoff": 0.05, "backoff_max": 0.1, **restarts},
+            }
+        )
+
+    return configure
+
+
+@pytest.fixture
+async def run(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Run]:
+    monkeypatch.setattr(replica_module, "HEALTH_EVERY", 0.02)
+    running: list[Reconciler] = []
+
+    def run(settings: Settings) -> Reconciler:
+        check_plan(settings, store)
+        file = RoutingFile(settings.service.state / "routing.json")
+        file.load()
+        reconciler = Reconciler(settings, store, file, tmp_path / "warmup_hooks.py")
+        reconciler.start()
+        running.append(reconciler)
+        return reconciler
+
+    yield run
+    for reconciler in running:
+        await reconciler.stop()

@@ -3,114 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import scripted_engine
+from reconciling import Configure, Run, engine_pid, running_children, served, starts, until
 
 from serving.contract.errors import ApiError
-from serving.runtime import replica as replica_module
-from serving.runtime.reconciler import Keeper, Reconciler, plan
+from serving.runtime.plan import check_plan, policy_numbers
 from serving.runtime.replica import State
 from serving.runtime.store import ModelStore, StoreError
 from serving.runtime.warmup import WarmupClient
-from serving.settings import Settings, SettingsError
+from serving.settings import SettingsError
 
 
-@pytest.fixture
-def store(store_home: Path, model_folder: Path) -> ModelStore:
-    store = ModelStore(store_home)
-    store.add("chat", model_folder, "here")
-    return store
+def test_a_policy_is_the_newest_versions_the_named_ones_or_all(configure: Configure) -> None:
+    def numbers(**versions: Any) -> list[int]:
+        settings = configure({"chat": {"versions": versions}})
+        return policy_numbers(settings, "chat", [1, 2, 10])
 
-
-Configure = Callable[..., Settings]
-
-
-@pytest.fixture
-def configure(scripted_home: Path, tmp_path: Path) -> Configure:
-    def configure(models: Any = None, engine: str = "vllm", **restarts: float) -> Settings:
-        return Settings.model_validate(
-            {
-                "service": {"name": "llm", "state": tmp_path / "state"},
-                "engine": {"name": engine, "max_model_len": 256, "home": scripted_home},
-                "models": models or {"chat": {}},
-                "timeouts": {"start": 20, "warmup": 10, "stop": 5, "lazy": 20},
-                "restarts": {"attempts": 3, "backoff": 0.05, "backoff_max": 0.1, **restarts},
-            }
-        )
-
-    return configure
-
-
-Run = Callable[[Settings], Reconciler]
-
-
-@pytest.fixture
-async def run(
-    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Run]:
-    monkeypatch.setattr(replica_module, "HEALTH_EVERY", 0.02)
-    running: list[Reconciler] = []
-
-    def run(settings: Settings) -> Reconciler:
-        reconciler = Reconciler(
-            settings, store, plan(settings, store), tmp_path / "warmup_hooks.py"
-        )
-        reconciler.start()
-        running.append(reconciler)
-        return reconciler
-
-    yield run
-    for reconciler in running:
-        await reconciler.stop()
-
-
-def keeper(reconciler: Reconciler, name: str = "chat") -> Keeper:
-    return reconciler._keepers[name]
-
-
-async def until(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not what():
-            await asyncio.sleep(0.005)
-
-
-def starts(scripted_home: Path) -> int:
-    """How often an engine was started."""
-    path = scripted_home.parent / "behaviour.starts"
-    return len(path.read_text("utf-8").splitlines()) if path.exists() else 0
-
-
-def engine_pid(reconciler: Reconciler) -> int:
-    replica = keeper(reconciler).target().replica
-    assert replica is not None
-    assert replica.pid is not None
-    return replica.pid
-
-
-def running_children() -> list[str]:
-    """The command lines of the guards and engines that run under this process."""
-    commands = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie has none, either
-            commands.append(" ".join(child.cmdline()))
-    return [line for line in commands if "guard.py" in line or "scripted_engine" in line]
-
-
-def test_the_plan_is_the_newest_version_or_the_one_that_is_named(
-    store: ModelStore, model_folder: Path, configure: Configure
-) -> None:
-    store.add("chat", model_folder, "here")
-    assert [version.tag for version in plan(configure(), store)] == ["chat:2"]
-    first = {"chat": {"versions": {"policy": "specific", "numbers": [1]}}}
-    assert [version.tag for version in plan(configure(first), store)] == ["chat:1"]
+    assert numbers() == [10]
+    assert numbers(policy="latest", count=2) == [10, 2]
+    assert numbers(policy="specific", numbers=[1, 2]) == [2, 1]
+    assert numbers(policy="all") == [10, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +45,7 @@ def test_a_model_the_store_lacks_stops_the_start_with_the_key_and_the_remedy(
     store: ModelStore, configure: Configure, models: Any, told: str
 ) -> None:
     with pytest.raises(SettingsError) as caught:
-        plan(configure(models), store)
+        check_plan(configure(models), store)
     assert str(caught.value).startswith(f"serving.yaml: {told}")
 
 
@@ -136,7 +54,7 @@ def test_an_engine_that_is_not_installed_stops_the_start(
 ) -> None:
     (scripted_home / "bin" / "vllm").unlink()
     with pytest.raises(SettingsError, match=r"vllm is not installed .* run `make install`"):
-        plan(configure(), store)
+        check_plan(configure(), store)
 
 
 async def test_the_service_is_ready_when_every_required_model_is(
@@ -159,8 +77,8 @@ async def test_a_required_model_that_fails_keeps_the_service_from_being_ready(
     store.add("extra", model_folder, "here")
     warmup = {"prompts": [scripted_engine.script(fault="status_500")]}
     reconciler = run(configure({"chat": {}, "extra": {"warmup": warmup}}))
-    await until(lambda: keeper(reconciler, "extra").state == State.FAILED)
-    await until(lambda: keeper(reconciler).state == State.READY)
+    await until(lambda: served(reconciler, "extra").state == State.FAILED)
+    await until(lambda: served(reconciler).state == State.READY)
     assert not reconciler.ready
     assert (await reconciler.router.route("chat")).target.tag == "chat:1"
 
@@ -171,9 +89,9 @@ async def test_models_of_higher_priority_load_first(
     store.add("urgent", model_folder, "here")
     scripted_engine.behave(scripted_home, start_delay=0.1)
     reconciler = run(configure({"chat": {}, "urgent": {"priority": 5}}))
-    await until(lambda: keeper(reconciler, "urgent").state == State.LOADING)
-    while keeper(reconciler, "urgent").state != State.READY:
-        assert keeper(reconciler).target().replica is None
+    await until(lambda: served(reconciler, "urgent").state == State.LOADING)
+    while served(reconciler, "urgent").state != State.READY:
+        assert not served(reconciler).replicas
         assert starts(scripted_home) <= 1
         await asyncio.sleep(0.005)
     await until(lambda: reconciler.ready)
@@ -186,7 +104,7 @@ async def test_a_model_that_fails_does_not_hold_back_those_after_it(
     os.truncate(store.get("urgent", 1).path / "config.json", 1)
     reconciler = run(configure({"chat": {}, "urgent": {"priority": 5, "required": False}}))
     await until(lambda: reconciler.ready)
-    assert keeper(reconciler, "urgent").state == State.FAILED
+    assert served(reconciler, "urgent").state == State.FAILED
 
 
 async def test_a_killed_engine_is_unready_at_once_and_replaced_by_itself(
@@ -200,7 +118,7 @@ async def test_a_killed_engine_is_unready_at_once_and_replaced_by_itself(
     with pytest.raises(ApiError) as caught:
         await reconciler.router.route("chat")
     assert caught.value.code == "model_loading"
-    assert "killed by signal 9" in keeper(reconciler).reason
+    assert "killed by signal 9" in served(reconciler).reason
     await until(lambda: reconciler.ready)
     assert engine_pid(reconciler) != first
 
@@ -219,10 +137,10 @@ async def test_a_crash_loop_ends_as_failed_with_the_engines_words(
 ) -> None:
     scripted_engine.behave(scripted_home, crash_at_start="CUDA driver is too old")
     reconciler = run(configure())
-    await until(lambda: keeper(reconciler).state == State.FAILED)
+    await until(lambda: served(reconciler).state == State.FAILED)
     assert starts(scripted_home) == 3
-    assert "CUDA driver is too old" in keeper(reconciler).reason
-    assert "3 starts in a row" in keeper(reconciler).reason
+    assert "CUDA driver is too old" in served(reconciler).reason
+    assert "3 starts in a row" in served(reconciler).reason
     with pytest.raises(ApiError) as caught:
         await reconciler.router.route("chat")
     assert caught.value.code == "model_failed"
@@ -245,8 +163,8 @@ async def test_a_file_changed_after_the_import_is_never_loaded(
 ) -> None:
     (store.get("chat", 1).path / "tokenizer.json").write_text("{}", "utf-8")
     reconciler = run(configure())
-    await until(lambda: keeper(reconciler).state == State.FAILED)
-    assert "tokenizer.json was changed after its import" in keeper(reconciler).reason
+    await until(lambda: served(reconciler).state == State.FAILED)
+    assert "tokenizer.json was changed after its import" in served(reconciler).reason
     assert starts(scripted_home) == 0
 
 
@@ -259,7 +177,7 @@ async def test_a_file_changed_while_serving_is_not_loaded_at_the_next_start(
     await asyncio.sleep(0.05)  # what serves goes on serving
     assert reconciler.ready
     os.kill(engine_pid(reconciler), signal.SIGKILL)
-    await until(lambda: keeper(reconciler).state == State.FAILED)
+    await until(lambda: served(reconciler).state == State.FAILED)
     assert starts(scripted_home) == 1
 
 
@@ -274,8 +192,8 @@ async def test_a_defect_of_ours_ends_as_failed_and_leaves_no_engine_running(
 
     monkeypatch.setattr(WarmupClient, "chat", broken)
     reconciler = run(configure())
-    await until(lambda: keeper(reconciler).state == State.FAILED)
-    assert keeper(reconciler).reason == "internal error: a defect"
+    await until(lambda: served(reconciler).state == State.FAILED)
+    assert served(reconciler).reason == "internal error: a defect"
     assert any("scripted_engine.py" in command for command in seen)
     await until(lambda: running_children() == [])
 

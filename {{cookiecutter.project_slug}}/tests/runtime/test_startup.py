@@ -34,14 +34,17 @@ def config(folder: Path, home: Path, **sections: Any) -> Path:
     return path
 
 
-def test_a_start_gets_settings_store_and_the_versions_to_serve(
+def test_a_start_gets_settings_store_and_what_was_asked_for(
     store_home: Path, scripted_home: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     ModelStore(store_home).add("chat", model_folder, "here")
-    settings, store, versions = load(config(tmp_path, scripted_home))
+    (tmp_path / "state").mkdir()
+    asked = '{"revision": 4, "models": {"chat": {"labels": {"production": 1}}}}'
+    (tmp_path / "state/routing.json").write_text(asked)
+    settings, store, file = load(config(tmp_path, scripted_home))
     assert settings.service.name == "llm"
     assert store.home == store_home
-    assert [version.tag for version in versions] == ["chat:1"]
+    assert (file.routing.revision, file.routing.of("chat").labels) == (4, {"production": 1})
 
 
 @pytest.mark.parametrize(

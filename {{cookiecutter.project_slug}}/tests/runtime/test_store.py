@@ -181,7 +181,7 @@ def test_a_refused_folder_takes_no_number_and_leaves_nothing(
     assert store.add("chat", model_folder, "here").number == 1
 
 
-@pytest.mark.parametrize("step", ["copy_and_hash", "_write_atomically"])
+@pytest.mark.parametrize("step", ["copy_and_hash", "replace_file"])
 def test_a_full_disk_leaves_no_half_version(
     store: ModelStore, model_folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -211,8 +211,8 @@ def test_several_processes_that_import_at_once_get_distinct_numbers(
     # A pause between reading and writing the counter, so that without a lock two would meet there.
     code = (
         "import sys, time; from pathlib import Path; from serving.runtime import store\n"
-        "write = store._write_atomically\n"
-        "store._write_atomically = lambda *args: (time.sleep(0.02), write(*args))\n"
+        "write = store.replace_file\n"
+        "store.replace_file = lambda *args: (time.sleep(0.02), write(*args))\n"
         "for _ in range(6): print(store.ModelStore().add('chat', Path(sys.argv[1]), '').number)"
     )
     processes = [python(code, model_folder) for _ in range(4)]
