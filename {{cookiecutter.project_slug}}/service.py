@@ -8,6 +8,7 @@ from pathlib import Path
 
 import bentoml
 
+from serving.gateway.admin import Admin
 from serving.gateway.app import create_app
 from serving.gateway.metrics import engine_metrics
 from serving.runtime.reconciler import Reconciler
@@ -20,6 +21,7 @@ settings, store, routing = load(Path(os.environ.get("SERVING_CONFIG", HERE / "se
 
 reconciler = Reconciler(settings, store, routing, HERE / "warmup_hooks.py")
 shutdown = Shutdown(settings.timeouts.drain)
+app = create_app(settings, reconciler.router, shutdown, Admin(reconciler).routes)
 
 
 @bentoml.service(
@@ -27,11 +29,11 @@ shutdown = Shutdown(settings.timeouts.drain)
     workers=1,  # each worker would run engines of its own
     http={"host": "127.0.0.1"},
     # BentoML answers outside the contract when its limit is over, so ours must be over first.
-    traffic={"timeout": settings.timeouts.lazy + settings.timeouts.answer + 60},
+    traffic={"timeout": settings.timeouts.longest_wait + 60},
     # One span for every chunk of a stream costs more than relaying it.
     tracing={"excluded_urls": ".*"},
 )
-@bentoml.asgi_app(create_app(settings, reconciler.router, shutdown), path="/")
+@bentoml.asgi_app(app, path="/")
 class Service:
     """The gateway and the engines behind it."""
 

@@ -1,4 +1,5 @@
-"""`serving …`: the versions in the model store; the engines are in `cli_engine.py`."""
+"""`serving …`: the versions in the model store; what runs is in `cli_routing.py`, the engines in
+`cli_engine.py`."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from serving import cli_routing
 from serving.cli_engine import engine
 from serving.environments import NotInstalled
 from serving.runtime.checks import ModelRefused
@@ -25,6 +27,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 models = typer.Typer(no_args_is_help=True, help="The model versions this service can serve.")
 app.add_typer(models, name="models")
 app.add_typer(engine, name="engine")
+cli_routing.add_to(app)
 console = Console()
 errors = Console(stderr=True)
 
@@ -131,7 +134,7 @@ def main() -> None:
     """Runs the command line; what goes wrong is one sentence, and exit status 1."""
     try:
         app()
-    except (StoreError, ModelRefused, SettingsError, NotInstalled) as error:
+    except (StoreError, ModelRefused, SettingsError, NotInstalled, cli_routing.NotDone) as error:
         sys.exit(f"serving: {error}")
     except OSError as error:
         sys.exit(f"serving: {error.filename or 'the model store'}: {error.strerror}.")

@@ -40,9 +40,10 @@ def engine_pid(reconciler: Reconciler) -> int:
 
 
 def running_children() -> list[str]:
-    """The command lines of the guards and engines that run under this process."""
+    """The command lines of the guards directly under this process, and of their engines."""
     commands = []
-    for child in psutil.Process().children(recursive=True):
+    for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):  # a zombie has none, either
-            commands.append(" ".join(child.cmdline()))
-    return [line for line in commands if "guard.py" in line or "scripted_engine" in line]
+            if "guard.py" in " ".join(child.cmdline()):
+                commands += [" ".join(p.cmdline()) for p in (child, *child.children())]
+    return commands

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from starlette.applications import Starlette
@@ -23,8 +23,11 @@ from serving.runtime.wanted import PRODUCTION
 from serving.settings import Settings
 
 
-def create_app(settings: Settings, router: Router, shutdown: Shutdown) -> ASGIApp:
-    """The application over a router whose snapshots say what is served."""
+def create_app(
+    settings: Settings, router: Router, shutdown: Shutdown, operators: Iterable[Route] = ()
+) -> ASGIApp:
+    """The application over a router whose snapshots say what is served; `operators` are the routes
+    for those who change that."""
     generation = {
         "/v1/chat/completions": Inference(CHAT, settings, router, shutdown),
         "/v1/completions": Inference(COMPLETIONS, settings, router, shutdown),
@@ -43,6 +46,7 @@ def create_app(settings: Settings, router: Router, shutdown: Shutdown) -> ASGIAp
             Route("/v1/models", models.list, methods=["GET"]),
             Route("/v1/models/{model:path}", models.get, methods=["GET"]),
             Route("/openapi.json", describe, methods=["GET"]),
+            *operators,
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
     )

@@ -47,13 +47,14 @@ class Reconciler:
         self.labels: dict[str, dict[str, int]] = {name: {} for name in settings.models}
         #: How often a version came into a state.
         self.transitions: Counter[tuple[str, int, State]] = Counter()
-        self._seen: dict[tuple[str, int], State] = {}
+        self._seen: dict[tuple[str, int], tuple[State, datetime]] = {}
         self._present: dict[str, list[int]] = {}
         self._held: Counter[tuple[str, int]] = Counter()
         self._hooks = hooks
+        self._ending: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._publishing = False
-        self._stopped = False
+        self.stopped = False
 
     def start(self) -> None:
         self._look()
@@ -62,7 +63,7 @@ class Reconciler:
 
     async def stop(self) -> None:
         """Ends all engines, at the same time."""
-        self._stopped = True
+        self.stopped = True
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
@@ -78,16 +79,25 @@ class Reconciler:
     def ready(self) -> bool:
         """Whether every required model can answer. A lazy one can, at its own pace."""
         return all(
-            self._answers(name) for name, model in self.settings.models.items() if model.required
+            self.answers(name) for name, model in self.settings.models.items() if model.required
         )
 
-    def hold(self, name: str, number: int) -> ServedVersion:
-        """Loads a version and keeps it, whatever else is asked for, until `release`."""
+    def since(self, version: ServedVersion) -> datetime:
+        """When it came into its state."""
+        return self._seen[version.version.name, version.version.number][1]
+
+    def hold(self, name: str, number: int) -> None:
+        """Loads a version, once more if it failed, and keeps it, whatever else is asked for, until
+        `release`."""
+        failed = self.served[name].get(number)
+        if failed is not None and failed.state == State.FAILED:
+            del self.served[name][number]
+            ending = asyncio.ensure_future(failed.stop())
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
         self._held[name, number] += 1
         self.reconcile()
-        version = self.served[name][number]
-        version.start()
-        return version
+        self.served[name][number].start()
 
     def release(self, name: str, number: int) -> None:
         self._held[name, number] -= 1
@@ -95,7 +105,7 @@ class Reconciler:
 
     def reconcile(self) -> None:
         """Compares what is asked for with what there is, and sets the difference in motion."""
-        if self._stopped:
+        if self.stopped:
             return
         self._publishing = True  # what starts below reports its changes at once
         for name in self.settings.models:
@@ -253,12 +263,13 @@ class Reconciler:
         for version in self._all():
             key = (version.version.name, version.version.number)
             state = version.state
-            if self._seen.get(key) != state:
-                self._seen[key] = state
+            if key not in self._seen or self._seen[key][0] != state:
+                self._seen[key] = (state, datetime.now(UTC))
                 self.transitions[*key, state] += 1
                 log.info("%s is %s", version.version.tag, state)
 
-    def _answers(self, name: str) -> bool:
+    def answers(self, name: str) -> bool:
+        """Whether a request that names only this model gets an answer, sooner or later."""
         number = self.labels[name].get(PRODUCTION)
         version = self.served[name].get(number) if number is not None else None
         if version is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class RoutingFile:
         self.routing = Routing()
         self.fault = ""
         self._text: str | None = None
+        self._lock = threading.RLock()
 
     def load(self) -> None:
         """For the start, when there is no good document to go on with. Raises
@@ -51,18 +53,19 @@ class RoutingFile:
 
     def refresh(self) -> bool:
         """Takes over what is on the disk. Returns whether that is news."""
+        with self._lock:
+            return self._refresh()
+
+    def _refresh(self) -> bool:
         try:
             text = self.path.read_text("utf-8") if self.path.exists() else None
         except (OSError, UnicodeDecodeError) as error:
             return self._refuse(f"{self.path} cannot be read ({error}); make it readable.")
         if text == self._text:
             return False
-        if text is None and self._text is not None:
-            self._text = text
-            return self._refuse(f"{self.path} is gone; what it last said stays in force.")
-        self._text = text
+        first, self._text = self._text is None and not self.fault, text
         if text is None:
-            return False
+            return self._refuse(f"{self.path} is gone; put it back, or restart to do without.")
         try:
             routing = Routing.model_validate_json(text)
         except ValidationError as error:
@@ -76,7 +79,6 @@ class RoutingFile:
             self.fault = ""
         # Somebody who edits by hand does not count: everybody else must see that it is another.
         revision = max(routing.revision, self.routing.revision + 1)
-        first = self.routing.revision == 0
         self.routing = routing if first else routing.model_copy(update={"revision": revision})
         return True
 
@@ -88,8 +90,8 @@ class RoutingFile:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path.with_name(f".{self.path.name}.lock")):
-                self.refresh()
+            with self._lock, FileLock(self.path.with_name(f".{self.path.name}.lock")):
+                self._refresh()
                 if self.fault:
                     raise RoutingFileError(self.fault)
                 if revision is not None and revision != self.routing.revision:
@@ -97,11 +99,11 @@ class RoutingFile:
                 routing = make(self.routing)
                 text = json.dumps(routing.model_dump(mode="json"), indent=2) + "\n"
                 replace_file(self.path, text)
+                self.routing, self._text = routing, text
         except OSError as error:
             raise RoutingFileError(
                 f"{self.path} cannot be written ({error.strerror}); change it where it comes from."
             ) from None
-        self.routing, self._text = routing, text
         return routing
 
     def _refuse(self, fault: str) -> bool:

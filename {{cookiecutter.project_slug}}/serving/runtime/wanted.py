@@ -80,16 +80,24 @@ class Routing(_Part):
         return self.models.get(model, Wanted())
 
     def changed(
-        self, model: str, wanted: Wanted, *, by: str, what: str, undoes: int | None = None
+        self,
+        model: str,
+        wanted: Wanted,
+        *,
+        by: str,
+        what: str,
+        before: Wanted | None = None,
+        undoes: int | None = None,
     ) -> Routing:
-        """The next document, in which `model` is asked for as `wanted`."""
+        """The next document, in which `model` is asked for as `wanted`. A rollback goes to
+        `before`, which is what was asked for until now unless it says more."""
         change = Change(
             revision=self.revision + 1,
             at=datetime.now(UTC),
             by=by,
             model=model,
             what=what,
-            before=self.of(model),
+            before=before or self.of(model),
             undoes=undoes,
         )
         return Routing(

@@ -100,6 +100,11 @@ class Timeouts(Section):
     drain: Seconds = 30
     stop: Seconds = 10
 
+    @property
+    def longest_wait(self) -> float:
+        """For any reply's first byte: an answer of a lazy model, or an operator's load."""
+        return max(self.lazy + self.answer, self.start + self.warmup)
+
 
 class Restarts(Section):
     """A replica that dies is started again after `backoff` seconds, doubled each time up to

@@ -1,0 +1,217 @@
+"""`/admin`: what is served and why, and the ways to change it.
+
+Until keys exist it answers only to programs on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from serving.contract.errors import ApiError, from_validation
+from serving.gateway.http import read_body, request_id
+from serving.runtime.operations import Operations, Refused, UnknownModel
+from serving.runtime.reconciler import Reconciler
+from serving.runtime.routing_file import RevisionConflict, RoutingFileError
+from serving.runtime.status import Status, status
+from serving.runtime.wanted import CANARY, Routing
+from serving.settings.sections import Count, Name
+
+MAX_BODY = 65536
+_LOCAL_NAMES = {"localhost", "localhost.localdomain"}
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+
+
+class _Body(BaseModel):
+    """`revision`: the one the operator looked at. The change is made only from that."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    revision: int | None = None
+
+
+class LabelBody(_Body):
+    """`load`: also load the version, when it is not, and wait for it."""
+
+    version: Count
+    load: bool = False
+
+
+class TrafficBody(_Body):
+    weights: dict[Name, Annotated[int, Field(ge=0, le=1_000_000)]]
+
+
+class ShadowBody(_Body):
+    percent: Annotated[float, Field(ge=0, le=100)]
+
+
+class PromoteBody(_Body):
+    label: Name = CANARY
+
+
+_B = TypeVar("_B", bound=_Body)
+
+
+class Admin:
+    """The routes under `/admin`."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
+        self._operations = Operations(reconciler)
+
+    @property
+    def routes(self) -> list[Route]:
+        label, model = "/admin/models/{model}/labels/{label}", "/admin/models/{model}"
+        return [
+            Route("/admin/status", guarded(self.status), methods=["GET"]),
+            Route("/admin/history", guarded(self.history), methods=["GET"]),
+            Route(label, guarded(self.set_label), methods=["PUT"]),
+            Route(label, guarded(self.drop_label), methods=["DELETE"]),
+            Route(f"{model}/traffic", guarded(self.set_traffic), methods=["PUT"]),
+            Route(f"{model}/shadow", guarded(self.set_shadow), methods=["PUT"]),
+            Route(f"{model}/promote", guarded(self.promote), methods=["POST"]),
+            Route(f"{model}/rollback", guarded(self.rollback), methods=["POST"]),
+        ]
+
+    async def status(self, _: Request) -> Status:
+        return status(self._reconciler)
+
+    async def history(self, _: Request) -> dict[str, Any]:
+        routing = self._reconciler.file.routing
+        return routing.model_dump(mode="json", include={"revision", "history"})
+
+    async def set_label(self, request: Request) -> dict[str, Any]:
+        body = await _body(request, LabelBody)
+        model, label = request.path_params["model"], request.path_params["label"]
+        return _done(
+            await self._operations.set_label(
+                model,
+                label,
+                body.version,
+                by=_by(request),
+                revision=body.revision,
+                load=body.load,
+            )
+        )
+
+    async def drop_label(self, request: Request) -> dict[str, Any]:
+        body = await _body(request, _Body)
+        model, label = request.path_params["model"], request.path_params["label"]
+        return _done(
+            await self._operations.drop_label(model, label, by=_by(request), revision=body.revision)
+        )
+
+    async def set_traffic(self, request: Request) -> dict[str, Any]:
+        body = await _body(request, TrafficBody)
+        return _done(
+            await self._operations.set_traffic(
+                request.path_params["model"],
+                body.weights,
+                by=_by(request),
+                revision=body.revision,
+            )
+        )
+
+    async def set_shadow(self, request: Request) -> dict[str, Any]:
+        body = await _body(request, ShadowBody)
+        return _done(
+            await self._operations.set_shadow(
+                request.path_params["model"],
+                body.percent,
+                by=_by(request),
+                revision=body.revision,
+            )
+        )
+
+    async def promote(self, request: Request) -> dict[str, Any]:
+        body = await _body(request, PromoteBody)
+        return _done(
+            await self._operations.promote(
+                request.path_params["model"], body.label, by=_by(request), revision=body.revision
+            )
+        )
+
+    async def rollback(self, request: Request) -> dict[str, Any]:
+        body = await _body(request, _Body)
+        change, routing = await self._operations.rollback(
+            request.path_params["model"], by=_by(request), revision=body.revision
+        )
+        return {**_done(routing), "undone": change.model_dump(mode="json", exclude={"before"})}
+
+
+def guarded(
+    endpoint: Callable[[Request], Awaitable[Any]],
+) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint for programs on this machine, its result as JSON and its refusals as our
+    errors."""
+
+    async def answer(request: Request) -> Response:
+        check_local(request)
+        try:
+            content = await endpoint(request)
+        except UnknownModel as error:
+            raise ApiError(404, "model_not_found", str(error), param="model") from None
+        except RevisionConflict as error:
+            raise ApiError(409, "revision_conflict", f"{error}; look again.") from None
+        except Refused as error:
+            raise ApiError(409, "refused", str(error)) from None
+        except RoutingFileError as error:
+            raise ApiError(409, "routing_file", str(error)) from None
+        return Response(
+            msgspec.json.encode(content),
+            media_type="application/json",
+            headers={"x-request-id": request_id(request.scope)},
+        )
+
+    return answer
+
+
+def check_local(request: Request) -> None:
+    """Raises `ApiError` (403) unless a program on this machine asks, under a name of this machine.
+
+    Somebody else's browser page can reach a loopback port too, by a name of its own that leads
+    there; and behind a proxy on this machine everybody seems to be local.
+    """
+    client = request.client.host if request.client else ""
+    name = (request.url.hostname or "").lower()
+    forwarded = any(header in request.headers for header in _FORWARDED)
+    if not _is_loopback(client) or not (name in _LOCAL_NAMES or _is_loopback(name)) or forwarded:
+        raise ApiError(
+            403, "local_only", "The admin API answers only to programs on the service's machine."
+        )
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+async def _body(request: Request, kind: type[_B]) -> _B:
+    empty = request.headers.get("content-length", "0") == "0"
+    if empty and "transfer-encoding" not in request.headers:
+        query = {k: int(v) if v.isdecimal() else v for k, v in request.query_params.items()}
+        data = msgspec.json.encode(query)
+    else:
+        data = await read_body(request.scope, request.receive, MAX_BODY)
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise from_validation(error, kind) from None
+
+
+def _by(request: Request) -> str:
+    """Who asks, for the history: what the program says of itself."""
+    return request.headers.get("x-operator", "admin API")[:64]
+
+
+def _done(routing: Routing) -> dict[str, Any]:
+    return {"revision": routing.revision}

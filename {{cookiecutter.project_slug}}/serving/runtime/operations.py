@@ -1,0 +1,230 @@
+"""What an operator can do: move labels, split traffic, load, promote, roll back.
+
+Each ends as one change of state/routing.json or as a refusal that changed nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from pydantic import ValidationError
+
+from serving.runtime.reconciler import Reconciler
+from serving.runtime.replica import State
+from serving.runtime.wanted import CANARY, PRODUCTION, Change, Routing, Wanted
+
+log = logging.getLogger("bentoml.serving")
+
+#: Seconds between two looks at a version that loads.
+LOAD_CHECK = 0.05
+
+
+class Refused(Exception):
+    """It would do harm or means nothing. The message says why; nothing was changed."""
+
+
+class UnknownModel(Exception):
+    """There is no model of that name."""
+
+
+class Operations:
+    """One operator's `revision` is the one they looked at: given, the change is made only if
+    nobody made another one since; see `RevisionConflict`. `by` is who asked, for the history."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
+
+    async def set_label(
+        self,
+        model: str,
+        label: str,
+        number: int,
+        *,
+        by: str,
+        revision: int | None = None,
+        load: bool = False,
+    ) -> Routing:
+        """Points `label` to a version, which must be ready. With `load` it is loaded first, beside
+        what answers; one that does not become ready is put away again."""
+        before = self._now(model).get(label)
+        what = f"label {label}: {before or 'none'} -> {number}"
+        if not load:
+            self._check_ready(model, number)
+        with self._loading(model, number):
+            await self._until_ready(model, number)
+            return await self._change(
+                model, lambda w: {"labels": {**w.labels, label: number}}, by, what, revision
+            )
+
+    async def drop_label(
+        self, model: str, label: str, *, by: str, revision: int | None = None
+    ) -> Routing:
+        """Takes a label away, with its part of the traffic."""
+        if label not in self._wanted(model).labels:
+            raise Refused(f"{model} has no label {label}.")
+
+        def dropped(wanted: Wanted) -> dict[str, object]:
+            labels = {name: number for name, number in wanted.labels.items() if name != label}
+            traffic = {name: weight for name, weight in wanted.traffic.items() if name != label}
+            return {"labels": labels, "traffic": traffic if any(traffic.values()) else {}}
+
+        return await self._change(model, dropped, by, f"label {label} dropped", revision)
+
+    async def set_traffic(
+        self, model: str, weights: dict[str, int], *, by: str, revision: int | None = None
+    ) -> Routing:
+        """The relative weights of labels. Every one with a weight must lead to a ready version."""
+        labels = self._now(model)
+        for label, weight in weights.items():
+            if weight and label not in labels:
+                raise Refused(f"{model} has no label {label}; set it to a version first.")
+            if weight:
+                self._check_ready(model, labels[label])
+        shares = ", ".join(f"{label} {weight}" for label, weight in weights.items()) or "production"
+        return await self._change(
+            model, lambda _: {"traffic": weights}, by, f"traffic: {shares}", revision
+        )
+
+    async def set_shadow(
+        self, model: str, percent: float, *, by: str, revision: int | None = None
+    ) -> Routing:
+        """The percentage of requests that the label `shadow` gets a copy of."""
+        return await self._change(
+            model, lambda _: {"shadow": percent}, by, f"shadow: {percent:g} %", revision
+        )
+
+    async def promote(
+        self, model: str, label: str = CANARY, *, by: str, revision: int | None = None
+    ) -> Routing:
+        """Makes the version of `label` the one in production, with all the traffic."""
+        labels = self._now(model)
+        if label == PRODUCTION or label not in labels:
+            raise Refused(f"{model} has no label {label} that could be promoted.")
+        number = labels[label]
+        self._check_ready(model, number)
+
+        def promoted(wanted: Wanted) -> dict[str, object]:
+            rest = {name: n for name, n in wanted.labels.items() if name != label}
+            return {"labels": {**rest, PRODUCTION: number}, "traffic": {}}
+
+        what = f"promoted {label}: production {labels[PRODUCTION]} -> {number}"
+        return await self._change(model, promoted, by, what, revision)
+
+    async def rollback(
+        self, model: str, *, by: str, revision: int | None = None
+    ) -> tuple[Change, Routing]:
+        """Undoes the last change that is not undone yet, after its versions are ready again.
+        Returns that change, and what came of it."""
+        self._wanted(model)
+        change = self._reconciler.file.routing.last_change(model)
+        if change is None:
+            raise Refused(f"There is no change of {model} to roll back.")
+        with ExitStack() as loading:
+            for number in sorted(set(change.before.labels.values())):
+                loading.enter_context(self._loading(model, number))
+                await self._until_ready(model, number)
+            routing = await self._change(
+                model,
+                lambda _: change.before.model_dump(),
+                by,
+                f"rolled back: {change.what}",
+                revision,
+                undoes=change.revision,
+            )
+        return change, routing
+
+    async def load(self, model: str, number: int, *, by: str) -> None:
+        """Loads a version and keeps it loaded, restarts included. Returns once it is ready."""
+        with self._loading(model, number):
+            await self._until_ready(model, number)
+            loaded = self._wanted(model).loaded
+            if number not in loaded:
+                await self._change(
+                    model, lambda w: {"loaded": sorted({*w.loaded, number})}, by, f"loaded {number}"
+                )
+
+    async def unload(self, model: str, number: int, *, by: str) -> None:
+        """Puts a version away that was loaded by `load`."""
+        means = sorted(label for label, n in self._now(model).items() if n == number)
+        if means:
+            raise Refused(
+                f"{model}:{number} is what {', '.join(means)} means; move the label first."
+            )
+        if number not in self._wanted(model).loaded:
+            raise Refused(f"{model}:{number} was not loaded by hand; serving.yaml asks for it.")
+        await self._change(
+            model,
+            lambda w: {"loaded": [n for n in w.loaded if n != number]},
+            by,
+            f"unloaded {number}",
+        )
+
+    # What they share.
+
+    def _wanted(self, model: str) -> Wanted:
+        if model not in self._reconciler.settings.models:
+            raise UnknownModel(f"There is no model {model}; /admin/status lists them.")
+        return self._reconciler.file.routing.of(model)
+
+    def _now(self, model: str) -> dict[str, int]:
+        """What each label means now."""
+        self._wanted(model)
+        return self._reconciler.labels[model]
+
+    @contextmanager
+    def _loading(self, model: str, number: int) -> Iterator[None]:
+        """Whatever comes of it, the version is not put away meanwhile."""
+        self._wanted(model)
+        self._reconciler.hold(model, number)
+        try:
+            yield
+        finally:
+            self._reconciler.release(model, number)
+
+    def _check_ready(self, model: str, number: int) -> None:
+        self._wanted(model)
+        version = self._reconciler.served[model].get(number)
+        if version is None:
+            raise Refused(f"{model}:{number} is not loaded; load it first, or ask for that too.")
+        if version.state != State.READY:
+            why = f": {version.reason}" if version.reason else "."
+            raise Refused(f"{model}:{number} is not ready but {version.state}{why}")
+
+    async def _until_ready(self, model: str, number: int) -> None:
+        served = self._reconciler.served[model]
+        while number in served and served[number].state not in (State.READY, State.FAILED):
+            if self._reconciler.stopped:
+                raise Refused("The service stops.")
+            await asyncio.sleep(LOAD_CHECK)
+        self._check_ready(model, number)
+
+    async def _change(
+        self,
+        model: str,
+        make: Callable[[Wanted], dict[str, object]],
+        by: str,
+        what: str,
+        revision: int | None = None,
+        undoes: int | None = None,
+    ) -> Routing:
+        production = self._now(model)[PRODUCTION]
+
+        def changed(routing: Routing) -> Routing:
+            old = routing.of(model)
+            # From the first change on, production moves only when somebody moves it.
+            pinned = old.model_copy(update={"labels": {PRODUCTION: production, **old.labels}})
+            wanted = Wanted.model_validate({**pinned.model_dump(), **make(pinned)})
+            return routing.changed(model, wanted, before=pinned, by=by, what=what, undoes=undoes)
+
+        file = self._reconciler.file
+        try:
+            routing = await asyncio.to_thread(file.change, changed, revision=revision)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            raise Refused(f"{model}: {problem['msg'].removeprefix('Value error, ')}.") from None
+        log.info("%s: %s, by %s (revision %d)", model, what, by, routing.revision)
+        self._reconciler.reconcile()
+        return routing

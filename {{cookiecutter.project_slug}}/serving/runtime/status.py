@@ -1,0 +1,95 @@
+"""What is served now, and what is asked for, as an operator reads it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from serving.runtime.reconciler import Reconciler
+from serving.runtime.served_version import ServedVersion
+
+
+class ReplicaStatus(msgspec.Struct):
+    """`pid` is null for a server that somebody else runs."""
+
+    state: str
+    pid: int | None
+    in_flight: int
+
+
+class VersionStatus(msgspec.Struct):
+    """`reason` says why it is not ready, when that is known; `labels` mean it now."""
+
+    version: int
+    state: str
+    since: datetime
+    engine: str
+    labels: list[str]
+    restarts: int
+    replicas: list[ReplicaStatus]
+    reason: str = ""
+
+
+class LabelStatus(msgspec.Struct):
+    """`version` is what the label means now, `wanted` what it is asked to mean once that is
+    ready."""
+
+    version: int
+    wanted: int
+
+
+class ModelStatus(msgspec.Struct):
+    """`pinned`: production moves only when somebody moves it; it follows the policy until then."""
+
+    ready: bool
+    pinned: bool
+    labels: dict[str, LabelStatus]
+    traffic: dict[str, int]
+    shadow: float
+    versions: list[VersionStatus]
+
+
+class Status(msgspec.Struct):
+    """`fault` is what is wrong with state/routing.json, whose last good state is in force."""
+
+    revision: int
+    ready: bool
+    models: dict[str, ModelStatus]
+    fault: str = ""
+
+
+def status(reconciler: Reconciler) -> Status:
+    routing = reconciler.file.routing
+    models = {}
+    for name, labels in reconciler.labels.items():
+        wanted = routing.of(name)
+        versions = [
+            _version(reconciler, version, [label for label, n in labels.items() if n == number])
+            for number, version in sorted(reconciler.served[name].items())
+        ]
+        models[name] = ModelStatus(
+            ready=reconciler.answers(name),
+            pinned="production" in wanted.labels,
+            labels={
+                label: LabelStatus(number, wanted.labels.get(label, number))
+                for label, number in labels.items()
+            },
+            traffic=dict(wanted.traffic),
+            shadow=wanted.shadow,
+            versions=versions,
+        )
+    return Status(routing.revision, reconciler.ready, models, reconciler.file.fault)
+
+
+def _version(reconciler: Reconciler, served: ServedVersion, labels: list[str]) -> VersionStatus:
+    return VersionStatus(
+        version=served.version.number,
+        state=served.state,
+        since=reconciler.since(served),
+        engine=served.section.name,
+        labels=sorted(labels),
+        restarts=served.restarts,
+        replicas=[ReplicaStatus(r.state, r.pid, r.in_flight) for r in served.started],
+        reason=served.reason,
+    )
