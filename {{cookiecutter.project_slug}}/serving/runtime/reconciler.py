@@ -137,9 +137,11 @@ class Reconciler:
     # What is asked for.
 
     def _asked(self, name: str) -> set[int]:
-        """The versions of a model that anybody asks for."""
+        """The versions of a model that anybody asks for. `latest` asks for none once production was
+        set: a version that was rolled back must not stay loaded for being the newest."""
         wanted = self.file.routing.of(name)
-        policy = self._policy(name)
+        latest = self.settings.models[name].versions.policy == "latest"
+        policy = [] if latest and PRODUCTION in wanted.labels else self._policy(name)
         held = {number for (model, number), count in self._held.items() if model == name and count}
         return {*policy, *wanted.labels.values(), *wanted.loaded, *held}
 

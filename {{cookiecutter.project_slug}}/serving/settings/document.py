@@ -30,8 +30,9 @@ class ServiceSection(Section):
 
 
 class Versions(Section):
-    """Which imported versions are loaded: the `count` newest, the ones named in `numbers`, or all
-    of them. Those that labels point to are loaded besides."""
+    """Which imported versions are loaded: the `count` newest, until somebody sets the label
+    `production`; the ones named in `numbers`; or all of them. Those that labels point to are loaded
+    besides."""
 
     policy: Literal["latest", "specific", "all"] = "latest"
     count: Count = 1
