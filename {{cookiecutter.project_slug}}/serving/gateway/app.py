@@ -17,6 +17,7 @@ from serving.contract.models import Model, ModelList
 from serving.contract.openapi import document
 from serving.gateway.http import request_id
 from serving.gateway.inference import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Inference
+from serving.gateway.shadow import Shadows
 from serving.runtime.routing import Router, Target
 from serving.runtime.shutdown import Shutdown
 from serving.runtime.wanted import PRODUCTION
@@ -28,11 +29,12 @@ def create_app(
 ) -> ASGIApp:
     """The application over a router whose snapshots say what is served; `operators` are the routes
     for those who change that."""
+    shadows = Shadows(settings, router)
     generation = {
-        "/v1/chat/completions": Inference(CHAT, settings, router, shutdown),
-        "/v1/completions": Inference(COMPLETIONS, settings, router, shutdown),
-        "/v1/embeddings": Inference(EMBEDDINGS, settings, router, shutdown),
-        "/v1/responses": Inference(RESPONSES, settings, router, shutdown),
+        "/v1/chat/completions": Inference(CHAT, settings, router, shadows, shutdown),
+        "/v1/completions": Inference(COMPLETIONS, settings, router, shadows, shutdown),
+        "/v1/embeddings": Inference(EMBEDDINGS, settings, router, shadows, shutdown),
+        "/v1/responses": Inference(RESPONSES, settings, router, shadows, shutdown),
     }
     models = Models(router, settings.service.name)
     openapi = msgspec.json.encode(document())

@@ -23,13 +23,14 @@ from serving.contract.errors import (
     replaced,
     shutting_down,
     timed_out,
-    unsupported,
 )
 from serving.contract.reply import Reply
 from serving.contract.response_reply import ResponseReply
 from serving.contract.responses import ResponsesRequest
-from serving.engines.base import Engine, EngineCall
+from serving.gateway.encoding import AnyRequest, encode
 from serving.gateway.http import Responder, caller_of, read_body
+from serving.gateway.shadow import Shadows
+from serving.runtime.outcome import Outcome
 from serving.runtime.replica import State
 from serving.runtime.routing import Route, Router
 from serving.runtime.shutdown import Shutdown
@@ -38,8 +39,6 @@ from serving.runtime.wire import ClientGone, EngineGone
 from serving.settings import Settings, Timeouts
 
 log = logging.getLogger("bentoml.serving")
-
-AnyRequest = ChatRequest | CompletionRequest | EmbeddingRequest | ResponsesRequest
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,18 @@ class Inference:
     """The ASGI application of one inference endpoint."""
 
     def __init__(
-        self, endpoint: Endpoint, settings: Settings, router: Router, shutdown: Shutdown
+        self,
+        endpoint: Endpoint,
+        settings: Settings,
+        router: Router,
+        shadows: Shadows,
+        shutdown: Shutdown,
     ) -> None:
         self._endpoint = endpoint
         self._timeouts = settings.timeouts
         self._max_body = settings.limits.max_body_bytes
         self._router = router
+        self._shadows = shadows
         self._shutdown = shutdown
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,14 +134,23 @@ class Inference:
             raise _broken(route) from None
 
     async def _relay(self, request: AnyRequest, route: Route, responder: Responder) -> None:
-        engine = route.replica.engine
+        """Also sends the shadow its copy, and notes how both went."""
+        outcome = Outcome(route.target.name, route.target.number, route.label)
+        copied = self._shadows.copy(request, route)
+        try:
+            await self._answer_from(route, request, responder, outcome)
+            outcome.end(failed=False)
+        finally:
+            if copied and outcome.duration:
+                self._shadows.compare(outcome)
+
+    async def _answer_from(
+        self, route: Route, request: AnyRequest, responder: Responder, outcome: Outcome
+    ) -> None:
         responder.served_by(route.target.tag, route.label)
-        if request.inner.heavy:  # counting a long prompt's tokens takes a while
-            call = await asyncio.to_thread(_encode, engine, request, route.adapter)
-        else:
-            call = _encode(engine, request, route.adapter)
+        call = await encode(request, route)
         reply = self._endpoint.reply(request, route.target.tag)
-        stream = EngineStream(engine, route.replica.wire, request, call)
+        stream = EngineStream(route.replica.engine, route.replica.wire, request, call)
         silence = Silence(self._timeouts)
         try:
             async with asyncio.timeout(None if request.stream else self._timeouts.answer):
@@ -148,6 +162,7 @@ class Inference:
                             await responder.stream(sse.KEEPALIVE)
                     elif events:
                         silence.broken()
+                        outcome.note(events)
                         data = reply.feed(events)
                         if data:
                             await responder.stream(data)
@@ -167,14 +182,6 @@ class Inference:
 def _broken(route: Route) -> ApiError:
     """For an answer whose engine ended: by itself, or because its version's time was over."""
     return replaced(route.target.tag) if route.replica.state == State.STOPPED else engine_error()
-
-
-def _encode(engine: Engine, request: AnyRequest, adapter: str) -> EngineCall:
-    for capability in request.inner.needs:
-        if capability not in engine.capabilities:
-            field = None if capability == request.TASK else capability
-            raise unsupported(capability, request.model, request.FIELDS.get(capability, field))
-    return engine.call(request.inner, adapter)
 
 
 class Silence:

@@ -234,7 +234,7 @@ class Reconciler:
             asked = self.file.routing.of(name)
             targets = {n: self._target(version) for n, version in self.served[name].items()}
             if PRODUCTION in labels:
-                models[name] = ServedModel(targets, labels, asked.traffic)
+                models[name] = ServedModel(targets, labels, asked.traffic, asked.shadow)
         self.router.publish(Snapshot(models))
 
     @staticmethod

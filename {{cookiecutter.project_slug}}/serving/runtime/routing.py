@@ -50,12 +50,14 @@ class Target:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The versions under one model name, which of them each label means now, and the relative
-    weights of labels. `production` is always among the labels."""
+    """The versions under one model name, which of them each label means now, the relative weights
+    of labels, and the percentage of requests that `shadow` gets a copy of. `production` is always
+    among the labels."""
 
     targets: Mapping[int, Target]
     labels: Mapping[str, int]
     traffic: Mapping[str, int] = field(default_factory=dict)
+    shadow: float = 0
 
     @cached_property
     def _lanes(self) -> list[tuple[int, str]]:

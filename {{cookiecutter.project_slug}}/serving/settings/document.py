@@ -65,12 +65,14 @@ class Warmup(Section):
 
 
 class ModelSection(Section):
-    """One model name. Each version runs as `replicas` engines. `engine` replaces the common engine
+    """One model name. Each version runs as `replicas` engines. The version labelled `shadow` gets
+    up to `shadow_concurrency` copies of requests at once. `engine` replaces the common engine
     section for this model only, and an entry of `engines` does so for the version of that number.
     """
 
     versions: Versions = Versions()
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    shadow_concurrency: Count = 4
     load: Literal["prewarm", "eager", "lazy"] = "prewarm"
     required: bool = True
     priority: int = 0

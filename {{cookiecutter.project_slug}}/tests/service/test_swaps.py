@@ -23,8 +23,7 @@ import scripted_engine
 from live_service import Service, alive, chat_body, eventually
 from scripted_engine import script
 from streams import Crowd
-
-from serving.runtime.store import ModelStore
+from versions import engines, import_versions, in_production, status_of, version_states
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("deadline")]
 
@@ -32,39 +31,9 @@ Serve = Callable[..., Service]
 TOKENS = 40
 
 
-def import_versions(service: Service, model: Path, count: int) -> None:
-    """Until the store has `count` of them."""
-    store = ModelStore(service.home)
-    while len(store.numbers("chat")) < count:
-        store.add("chat", model, "a test")
-
-
-def in_production(service: Service, number: int, **more: Any) -> None:
-    """Before the start."""
-    path = service.folder / "state" / "routing.json"
-    path.parent.mkdir(exist_ok=True)
-    wanted = {"labels": {"production": number, **more.pop("labels", {})}, **more}
-    path.write_text(json.dumps({"revision": 1, "models": {"chat": wanted}}), "utf-8")
-
-
 async def admin(service: Service, method: str, path: str, **body: Any) -> httpx.Response:
     async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
         return await client.request(method, f"/admin/models/chat/{path}", json=body)
-
-
-def status_of(service: Service) -> Any:
-    return service.http.get("/admin/status").json()
-
-
-def version_states(service: Service) -> dict[int, str]:
-    versions = status_of(service)["models"]["chat"]["versions"]
-    return {version["version"]: version["state"] for version in versions}
-
-
-def engines(service: Service) -> list[psutil.Process]:
-    assert service.process is not None
-    children = psutil.Process(service.process.pid).children(recursive=True)
-    return [child for child in children if "--dialect" in child.cmdline()]
 
 
 @pytest.mark.parametrize("engine", ["vllm", "transformers"])
