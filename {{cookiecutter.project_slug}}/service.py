@@ -10,7 +10,7 @@ import bentoml
 
 from serving.gateway.admin import Admin
 from serving.gateway.app import create_app
-from serving.gateway.metrics import engine_metrics
+from serving.gateway.metrics import serving_metrics
 from serving.runtime.reconciler import Reconciler
 from serving.runtime.shutdown import Shutdown
 from serving.runtime.startup import load
@@ -51,8 +51,9 @@ class Service:
         await reconciler.stop()
 
     def __metrics__(self, text: str) -> str:
-        """BentoML's metrics, and what the engines say of themselves."""
-        return text + engine_metrics(reconciler.replicas)
+        """BentoML's metrics and ours."""
+        own = serving_metrics(reconciler.replicas, reconciler.states, reconciler.transitions)
+        return text + own
 
     async def __is_ready__(self) -> bool:
         return reconciler.ready and not shutdown.started

@@ -106,6 +106,11 @@ class ChatRequest(Generation):
         calls = (c.function for m in self.messages for c in getattr(m, "tool_calls", None) or ())
         return sum(len(call.arguments) for call in calls) + len(str(self.asked().get("tools", "")))
 
+    def opening(self) -> str:
+        """All up to the first message of the user."""
+        users = (at for at, message in enumerate(self.messages, 1) if message.role == "user")
+        return str(self.plain_messages[: next(users, None)])
+
     @cached_property
     def plain_messages(self) -> list[dict[str, Any]]:
         """The conversation as every engine takes it; see `messages.plain`."""

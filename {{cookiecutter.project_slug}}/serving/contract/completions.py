@@ -40,6 +40,10 @@ class CompletionRequest(Generation):
     def characters(self) -> int:
         return len(self.prompt)
 
+    def opening(self) -> str:
+        """As much as a system prompt may take."""
+        return self.prompt[:2000]
+
     @property
     def token_limit(self) -> int | None:
         return self.max_tokens

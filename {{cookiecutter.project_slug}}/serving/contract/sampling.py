@@ -84,6 +84,10 @@ class Request(BaseModel):
         """How long the prompt is."""
         return 0
 
+    def opening(self) -> str:
+        """What every turn of the same conversation begins with."""
+        return ""
+
     @property
     def heavy(self) -> bool:
         """Whether there is so much in it that work on it would hold up other requests."""

@@ -113,7 +113,8 @@ class Inference:
 
     async def _answer(self, request: AnyRequest, caller: str, responder: Responder) -> None:
         """Relays one replica's answer, or another's when the first died before a byte was sent."""
-        route = await self._router.route(request.model, caller)
+        opening = request.inner.opening
+        route = await self._router.route(request.model, caller, opening=opening)
         try:
             with route.lease():
                 await self._relay(request, route, responder)
@@ -124,7 +125,9 @@ class Inference:
         else:
             return
         try:
-            route = await self._router.route(request.model, caller, but_not=route.replica)
+            route = await self._router.route(
+                request.model, caller, opening=opening, but_not=route.replica
+            )
         except ApiError:
             raise _broken(route) from None
         try:

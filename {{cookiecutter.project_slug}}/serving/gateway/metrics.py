@@ -1,8 +1,9 @@
-"""What the engines tell of themselves, under one set of names for all of them on `/metrics`."""
+"""What the versions do and their engines tell of themselves, under one set of names for all of
+them on `/metrics`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from serving.runtime.replica import Replica, State
 
-_LABELS = ("model", "version", "engine")
+_LABELS = ("model", "version", "engine", "replica")
 #: figure -> its metric, whether it only grows, and what it says; see `engines.metrics`
 _METRICS = {
     "running": ("serving_engine_requests_running", False, "Requests the engine works on"),
@@ -22,38 +23,70 @@ _METRICS = {
 }
 
 
-class _EngineFigures(Collector):
-    def __init__(self, replicas: Iterable[Replica]) -> None:
-        self._replicas = list(replicas)
+class _Figures(Collector):
+    def __init__(
+        self,
+        replicas: Iterable[Replica],
+        states: Mapping[tuple[str, int], State],
+        transitions: Mapping[tuple[str, int, State], int],
+    ) -> None:
+        self._replicas = [(replica, _labels(replica)) for replica in replicas]
+        self._states = states
+        self._transitions = transitions
 
     def collect(self) -> Iterator[Metric]:
         for figure, (name, grows, said) in _METRICS.items():
             family = (CounterMetricFamily if grows else GaugeMetricFamily)(
                 name, said, labels=_LABELS
             )
-            for replica in self._replicas:
+            for replica, labels in self._replicas:
                 if figure in replica.figures:
-                    version = replica.version
-                    labels = (version.name, str(version.number), replica.engine.name)
                     family.add_metric(labels, replica.figures[figure])
             yield family
+        yield from self._gateways_own()
+        yield from self._versions()
+
+    def _gateways_own(self) -> Iterator[Metric]:
         ready = GaugeMetricFamily(
             "serving_replica_ready", "Whether the replica answers requests", labels=_LABELS
         )
         in_flight = GaugeMetricFamily(
             "serving_replica_in_flight", "Requests the gateway has sent to it", labels=_LABELS
         )
-        for replica in self._replicas:
-            version = replica.version
-            labels = (version.name, str(version.number), replica.engine.name)
+        for replica, labels in self._replicas:
             ready.add_metric(labels, replica.state == State.READY)
             in_flight.add_metric(labels, replica.in_flight)
         yield ready
         yield in_flight
 
+    def _versions(self) -> Iterator[Metric]:
+        labels = ("model", "version", "state")
+        states = GaugeMetricFamily(
+            "serving_version_state", "1 for the state that the version is in", labels=labels
+        )
+        for (name, number), state in self._states.items():
+            states.add_metric((name, str(number), state), 1)
+        moves = CounterMetricFamily(
+            "serving_version_transitions", "How often a version came into a state", labels=labels
+        )
+        for (name, number, state), count in self._transitions.items():
+            moves.add_metric((name, str(number), state), count)
+        yield states
+        yield moves
 
-def engine_metrics(replicas: Iterable[Replica]) -> str:
-    """The replicas' part of `/metrics`, in Prometheus's text format."""
+
+def _labels(replica: Replica) -> tuple[str, ...]:
+    version = replica.version
+    return version.name, str(version.number), replica.engine.name, str(replica.index)
+
+
+def serving_metrics(
+    replicas: Iterable[Replica],
+    states: Mapping[tuple[str, int], State],
+    transitions: Mapping[tuple[str, int, State], int],
+) -> str:
+    """Our part of `/metrics`, in Prometheus's text format: of `replicas`, and of versions by model
+    and number."""
     registry = CollectorRegistry()
-    registry.register(_EngineFigures(replicas))
+    registry.register(_Figures(replicas, states, transitions))
     return generate_latest(registry).decode()

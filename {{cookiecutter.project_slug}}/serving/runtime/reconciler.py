@@ -76,6 +76,11 @@ class Reconciler:
             yield from version.started
 
     @property
+    def states(self) -> dict[tuple[str, int], State]:
+        """Of every version that is served, by model and number."""
+        return {(v.version.name, v.version.number): v.state for v in self._all()}
+
+    @property
     def ready(self) -> bool:
         """Whether every required model can answer. A lazy one can, at its own pace."""
         return all(
@@ -248,6 +253,7 @@ class Reconciler:
             load=served.start,
             lazy=served.lazy,
             adapters=served.adapters,
+            balance=served.balance,
         )
 
     def _let_go(self, name: str) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from hashlib import blake2b
-from operator import attrgetter
 
 from serving.contract.errors import ApiError, model_failed, model_loading, model_not_found
+from serving.runtime.balancing import least_in_flight
 from serving.runtime.replica import Replica, State
 from serving.runtime.wanted import PRODUCTION
 
@@ -24,7 +24,9 @@ _ADDRESS = re.compile(
     r"(?P<name>[^:@/]+)(/(?P<adapter>[^:@/]+))?"
     r"(?::(?P<number>[1-9]\d{0,8})|@(?P<label>[^:@]+))?"
 )
-_in_flight = attrgetter("in_flight")
+
+
+Balance = Callable[[Sequence[Replica], Callable[[], str]], Replica]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Target:
     load: Callable[[], None]
     lazy: bool = False
     adapters: frozenset[str] = frozenset()
+    balance: Balance = least_in_flight
 
     @property
     def tag(self) -> str:
@@ -148,10 +151,16 @@ class Router:
         published.set()
 
     async def route(
-        self, address: str, caller: str = "", *, but_not: Replica | None = None
+        self,
+        address: str,
+        caller: str = "",
+        *,
+        opening: Callable[[], str] = str,
+        but_not: Replica | None = None,
     ) -> Route:
         """For a request of `caller`, which any string may name: one caller's requests keep to one
-        side of a canary. `but_not` is a replica that just failed it.
+        side of a canary. `opening` tells how its conversation begins; `but_not` is a replica that
+        just failed it.
 
         Raises `ApiError`: 404 for an unknown address, 503 when nothing can answer it now.
         """
@@ -162,7 +171,7 @@ class Router:
         replicas = [r for r in target.replicas if r is not but_not] if but_not else target.replicas
         if not replicas:
             raise self._unavailable(address, target.state)
-        replica = replicas[0] if len(replicas) == 1 else min(replicas, key=_in_flight)
+        replica = replicas[0] if len(replicas) == 1 else target.balance(replicas, opening)
         return Route(target, replica, label, adapter)
 
     async def _loaded(self, address: str, caller: str) -> Target:

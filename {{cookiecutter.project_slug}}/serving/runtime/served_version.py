@@ -9,9 +9,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from serving.engines.base import Engine
+from serving.runtime.balancing import BALANCING
 from serving.runtime.keeper import Keeper
 from serving.runtime.replica import Replica, State
+from serving.runtime.routing import Balance
 from serving.runtime.store import ModelStore, Version
 from serving.settings import GpuEngine, Settings
 
@@ -109,8 +110,8 @@ class ServedVersion:
         return frozenset(self.section.lora) if isinstance(self.section, GpuEngine) else frozenset()
 
     @property
-    def engine(self) -> Engine | None:
-        return next((replica.engine for replica in self.started), None)
+    def balance(self) -> Balance:
+        return BALANCING[self._model.balance]
 
     def start(self) -> None:
         """Starts the replicas, once."""

@@ -65,13 +65,16 @@ class Warmup(Section):
 
 
 class ModelSection(Section):
-    """One model name. Each version runs as `replicas` engines. The version labelled `shadow` gets
-    up to `shadow_concurrency` copies of requests at once. `engine` replaces the common engine
-    section for this model only, and an entry of `engines` does so for the version of that number.
+    """One model name. Each version runs as `replicas` engines; requests are balanced by what each
+    has to do, or by `prefix`: the same opening to the same one, whose KV cache has it. The version
+    labelled `shadow` gets up to `shadow_concurrency` copies of requests at once. `engine` replaces
+    the common engine section for this model only, and an entry of `engines` does so for the version
+    of that number.
     """
 
     versions: Versions = Versions()
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    balance: Literal["least_in_flight", "prefix"] = "least_in_flight"
     shadow_concurrency: Count = 4
     load: Literal["prewarm", "eager", "lazy"] = "prewarm"
     required: bool = True

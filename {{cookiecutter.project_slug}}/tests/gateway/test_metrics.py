@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.engines.metrics import Gauges
-from serving.gateway.metrics import engine_metrics
+from serving.gateway.metrics import serving_metrics
 from serving.runtime.replica import Replica, State
 
 FIGURES = {
@@ -43,6 +43,7 @@ def replica(
         figures=figures,
         state=state,
         in_flight=in_flight,
+        index=0,
     )
     return cast(Replica, made)
 
@@ -50,10 +51,11 @@ def replica(
 def samples(*replicas: Replica) -> dict[tuple[str, str], float]:
     """(metric, model) -> value; every sample has the same labels."""
     found = {}
-    for family in text_string_to_metric_families(engine_metrics(replicas)):
+    for family in text_string_to_metric_families(serving_metrics(replicas, {}, {})):
         for sample in family.samples:
             model = sample.labels["model"]
-            assert sample.labels == {"model": model, "version": "3", "engine": "vllm"}
+            expected = {"model": model, "version": "3", "engine": "vllm", "replica": "0"}
+            assert sample.labels == expected
             assert (sample.name, model) not in found
             found[sample.name, model] = sample.value
     return found
@@ -70,13 +72,14 @@ def test_all_figures_an_engine_can_tell_are_shown() -> None:
 
 
 def test_what_only_grows_is_a_counter_and_all_else_a_gauge() -> None:
-    text = engine_metrics([replica(FIGURES)])
+    text = serving_metrics([replica(FIGURES)], {}, {})
     kinds = {family.name: family.type for family in text_string_to_metric_families(text)}
     counters = {name for name, kind in kinds.items() if kind == "counter"}
     assert counters == {
         "serving_engine_prompt_tokens",
         "serving_engine_generated_tokens",
         "serving_engine_cached_tokens",
+        "serving_version_transitions",
     }
     assert {kind for name, kind in kinds.items() if name not in counters} == {"gauge"}
 
@@ -109,10 +112,10 @@ def test_without_replicas_there_are_no_samples() -> None:
 
 def test_each_metric_says_what_it_is_and_ends_its_line() -> None:
     """BentoML's own metrics come before it in the same text."""
-    text = engine_metrics(iter([replica(FIGURES)]))
+    text = serving_metrics(iter([replica(FIGURES)]), {}, {})
     assert text.endswith("\n")
     assert all(family.documentation for family in text_string_to_metric_families(text))
-    assert text.count("# HELP") == text.count("# TYPE") == len(NAMES) + 2
+    assert text.count("# HELP") == text.count("# TYPE") == len(NAMES) + 4
 
 
 def test_each_look_shows_what_is_so_now() -> None:
@@ -121,3 +124,22 @@ def test_each_look_shows_what_is_so_now() -> None:
     one.state, one.figures = State.STOPPED, {"running": 1.0}
     found = samples(one)
     assert (found["serving_replica_ready", "chat"], found[NAMES["running"], "chat"]) == (0, 1)
+
+
+def test_a_version_is_in_one_state_and_came_through_others() -> None:
+    text = serving_metrics(
+        [],
+        {("chat", 3): State.READY, ("chat", 4): State.LOADING},
+        {("chat", 3, State.LOADING): 2, ("chat", 3, State.READY): 1},
+    )
+    found = {
+        (sample.name, sample.labels["version"], sample.labels["state"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert found == {
+        ("serving_version_state", "3", "ready"): 1,
+        ("serving_version_state", "4", "loading"): 1,
+        ("serving_version_transitions_total", "3", "loading"): 2,
+        ("serving_version_transitions_total", "3", "ready"): 1,
+    }
