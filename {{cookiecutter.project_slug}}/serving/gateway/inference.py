@@ -116,7 +116,7 @@ class Inference:
         opening = request.inner.opening
         route = await self._router.route(request.model, caller, opening=opening)
         try:
-            with route.lease():
+            with route:
                 await self._relay(request, route, responder)
         except EngineGone as gone:
             log.warning("%s: %s: %s", responder.request_id, route.target.tag, gone)
@@ -131,7 +131,7 @@ class Inference:
         except ApiError:
             raise _broken(route) from None
         try:
-            with route.lease():
+            with route:
                 await self._relay(request, route, responder)
         except EngineGone:
             raise _broken(route) from None

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from hashlib import blake2b
+from itertools import accumulate
+from zlib import crc32
 
 from serving.contract.errors import ApiError, model_failed, model_loading, model_not_found
 from serving.runtime.balancing import least_in_flight
@@ -63,48 +65,52 @@ class ServedModel:
     shadow: float = 0
 
     @cached_property
-    def _lanes(self) -> list[tuple[int, str]]:
-        """Labels with the ends of their parts of the traffic. Production comes last, so that a
-        caller who is in a canary stays in it while its part grows."""
-        lanes, end = [], 0
-        for label in sorted(self.traffic, key=lambda label: (label == PRODUCTION, label)):
-            if self.traffic[label]:
-                end += self.traffic[label]
-                lanes.append((end, label))
-        return lanes or [(1, PRODUCTION)]
+    def _lanes(self) -> tuple[list[int], list[str]]:
+        """Where each label's part of the traffic ends, and the labels. Production comes last, so
+        that a caller who is in a canary stays in it while its part grows."""
+        labels = sorted(
+            (label for label, weight in self.traffic.items() if weight),
+            key=lambda label: (label == PRODUCTION, label),
+        )
+        ends = list(accumulate(self.traffic[label] for label in labels))
+        return (ends, labels) if labels else ([1], [PRODUCTION])
 
-    def label_for(self, caller: str) -> str:
-        """The label that this caller's requests go to, always the same while the weights are; but
-        `production` while that label's version cannot answer."""
-        lanes = self._lanes
-        if len(lanes) == 1:
-            label = lanes[0][1]
+    def choose(self, caller: str) -> tuple[Target, str]:
+        """The version and the label that this caller's requests go to, always the same while the
+        weights are; but production while that version cannot answer."""
+        ends, labels = self._lanes
+        if len(labels) == 1:
+            label = labels[0]
         else:
-            digest = blake2b(caller.encode(), digest_size=8).digest()
-            point = int.from_bytes(digest) % lanes[-1][0]
-            label = next(label for end, label in lanes if point < end)
-        return label if self.targets[self.labels[label]].replicas else PRODUCTION
+            # A checksum spread by Fibonacci hashing (Knuth, TAOCP 3, 6.4): a hash of Python's own
+            # would be another after a restart, and a cryptographic one takes longer than the rest.
+            point = (crc32(caller.encode()) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) >> 32
+            label = labels[bisect_right(ends, point * ends[-1] >> 32)]
+        target = self.targets[self.labels[label]]
+        if target.replicas or label == PRODUCTION:
+            return target, label
+        return self.targets[self.labels[PRODUCTION]], PRODUCTION
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Route:
     """Where one request goes. `label` is the one that sent it there, empty when the request named
-    a version; `adapter` the LoRA adapter it asks for, or empty."""
+    a version; `adapter` the LoRA adapter it asks for, or empty.
+
+    To be entered around the request, before anything else is awaited: a replica is not stopped
+    while it has requests, within limits.
+    """
 
     target: Target
     replica: Replica
     label: str
     adapter: str = ""
 
-    @contextlib.contextmanager
-    def lease(self) -> Iterator[None]:
-        """Around the request: a replica is not stopped while it is leased, within limits. To be
-        entered before anything else is awaited."""
+    def __enter__(self) -> None:
         self.replica.in_flight += 1
-        try:
-            yield
-        finally:
-            self.replica.in_flight -= 1
+
+    def __exit__(self, *_: object) -> None:
+        self.replica.in_flight -= 1
 
 
 @dataclass(frozen=True)
@@ -118,23 +124,22 @@ class Snapshot:
         address that names nothing served."""
         model = self.models.get(address)
         if model is not None:
-            label = model.label_for(caller)
-            return model.targets[model.labels[label]], label, ""
+            target, label = model.choose(caller)
+            return target, label, ""
         parts = _ADDRESS.fullmatch(address)
         model = self.models.get(parts["name"]) if parts else None
         if parts is None or model is None:
             raise model_not_found(address)
-        number, label = parts["number"], parts["label"]
-        if number is None:
-            label = label or model.label_for(caller)
-            target = model.targets.get(model.labels.get(label, 0))
+        _, _, adapter, number, label = parts.groups("")
+        if number:
+            found = model.targets.get(int(number))
+        elif label:
+            found = model.targets.get(model.labels.get(label, 0))
         else:
-            label = ""
-            target = model.targets.get(int(number))
-        adapter = parts["adapter"] or ""
-        if target is None or (adapter and adapter not in target.adapters):
+            found, label = model.choose(caller)
+        if found is None or (adapter and adapter not in found.adapters):
             raise model_not_found(address)
-        return target, label, adapter
+        return found, label, adapter
 
 
 class Router:

@@ -92,7 +92,8 @@ class Timeouts(Section):
     longest that a reply which is not streamed may take. `keepalive`: an SSE comment after so much
     silence. `health`: the longest wait for the engine's health answer.
     `lazy`: how long a request waits for a lazy model to load. `drain`: how long running answers may
-    go on after a stop was asked. `stop`: from an engine's SIGTERM to its SIGKILL.
+    go on after a stop was asked, or their version was taken out of service. `stop`: from an
+    engine's SIGTERM to its SIGKILL.
     """
 
     start: Seconds = 600

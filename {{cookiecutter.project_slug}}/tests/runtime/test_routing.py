@@ -221,7 +221,7 @@ async def test_the_replica_with_the_least_to_do_is_taken_and_never_the_one_that_
     routes = router(target(replicas=(busy, idle)))
     route = await routes.route("chat")
     assert route.replica is idle
-    with route.lease():
+    with route:
         assert idle.in_flight == 3
     assert idle.in_flight == 2
     assert (await routes.route("chat", but_not=idle)).replica is busy

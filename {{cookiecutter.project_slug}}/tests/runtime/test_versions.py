@@ -141,7 +141,7 @@ async def test_a_draining_version_ends_with_its_last_answer(
     reconciler = run(configure())
     await until(lambda: reconciler.ready)
     route = await routed(reconciler)
-    with route.lease():
+    with route:
         add()
         await until(lambda: states(reconciler).get(1) == State.DRAINING)
         await asyncio.sleep(0.2)
@@ -162,7 +162,7 @@ async def test_a_drain_that_takes_too_long_is_cut_and_said_so(
     reconciler = run(settings)
     await until(lambda: reconciler.ready)
     route = await routed(reconciler)
-    with route.lease():
+    with route:
         add()
         await until(lambda: states(reconciler) == {2: State.READY})
         assert route.replica.state == State.STOPPED
@@ -175,7 +175,7 @@ async def test_a_version_that_is_wanted_again_while_it_drains_goes_on(
     reconciler = run(configure())
     await until(lambda: reconciler.ready)
     route = await routed(reconciler)
-    with route.lease():
+    with route:
         add()
         await until(lambda: states(reconciler).get(1) == State.DRAINING)
         ask(reconciler, labels={"production": 1})
@@ -225,7 +225,7 @@ async def test_several_replicas_share_a_version_and_one_may_die(
     await until(lambda: states(reconciler) == {1: State.READY})
     first, second, third = served(reconciler).replicas
     assert len({replica.log_file for replica in (first, second, third)}) == 3
-    with (await routed(reconciler)).lease(), (await routed(reconciler)).lease():
+    with await routed(reconciler), await routed(reconciler):
         assert sorted(r.in_flight for r in (first, second, third)) == [0, 1, 1]
     assert first.pid is not None
     os.kill(first.pid, signal.SIGKILL)
@@ -296,7 +296,7 @@ async def test_a_stop_in_the_middle_of_a_swap_leaves_no_engine(
 ) -> None:
     reconciler = run(configure())
     await until(lambda: reconciler.ready)
-    with (await routed(reconciler)).lease():
+    with await routed(reconciler):
         add()
         await until(lambda: states(reconciler).get(1) == State.DRAINING)
         await reconciler.stop()
