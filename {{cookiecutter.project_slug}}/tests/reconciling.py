@@ -10,11 +10,13 @@ from pathlib import Path
 import psutil
 
 from serving.runtime.reconciler import Reconciler
+from serving.runtime.replica import State
 from serving.runtime.served_version import ServedVersion
 from serving.settings import Settings
 
 Configure = Callable[..., Settings]
 Run = Callable[[Settings], Reconciler]
+Add = Callable[[], int]
 
 
 def served(reconciler: Reconciler, name: str = "chat", number: int = 1) -> ServedVersion:
@@ -47,3 +49,7 @@ def running_children() -> list[str]:
             if "guard.py" in " ".join(child.cmdline()):
                 commands += [" ".join(p.cmdline()) for p in (child, *child.children())]
     return commands
+
+
+def states(reconciler: Reconciler) -> dict[int, State]:
+    return {number: version.state for number, version in reconciler.served["chat"].items()}

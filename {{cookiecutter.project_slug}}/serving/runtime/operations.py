@@ -224,7 +224,9 @@ class Operations:
             routing = await asyncio.to_thread(file.change, changed, revision=revision)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
-            raise Refused(f"{model}: {problem['msg'].removeprefix('Value error, ')}.") from None
+            place = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+            told = problem["msg"].removeprefix("Value error, ")
+            raise Refused(f"{model}: {place}: {told}." if place else f"{model}: {told}.") from None
         log.info("%s: %s, by %s (revision %d)", model, what, by, routing.revision)
         self._reconciler.reconcile()
         return routing

@@ -94,10 +94,10 @@ class Reconciler:
     def hold(self, name: str, number: int) -> None:
         """Loads a version, once more if it failed, and keeps it, whatever else is asked for, until
         `release`."""
-        failed = self.served[name].get(number)
-        if failed is not None and failed.state == State.FAILED:
+        version = self.served[name].get(number)
+        if version is not None and version.failed:
             del self.served[name][number]
-            ending = asyncio.ensure_future(failed.stop())
+            ending = asyncio.ensure_future(version.stop())
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
         self._held[name, number] += 1

@@ -64,16 +64,19 @@ class ServedVersion:
             return State.STOPPED
         if self._draining:
             return State.DRAINING
-        if self._refused:
+        if self.failed:
             return State.FAILED
         if not self._tasks:
             return State.UNAVAILABLE
         states = {keeper.state for keeper in self._keepers}
         if State.READY in states and self.settled:
             return State.READY
-        if states == {State.FAILED}:
-            return State.FAILED
         return State.WARMING if State.WARMING in states else State.LOADING
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has come to nothing, put away meanwhile or not."""
+        return all(keeper.state == State.FAILED for keeper in self._keepers)
 
     @property
     def reason(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from reconciling import Configure, Run
+from reconciling import Add, Configure, Run
 
 from serving.runtime import replica as replica_module
 from serving.runtime.plan import check_plan
@@ -73,3 +73,10 @@ async def run(
     yield run
     for reconciler in running:
         await reconciler.stop()
+
+
+@pytest.fixture
+def add(store: ModelStore, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Add:
+    """Imports one more version; the service looks into its store all the time."""
+    monkeypatch.setattr("serving.runtime.reconciler.WATCH_EVERY", 0.02)
+    return lambda: store.add("chat", model_folder, "here").number

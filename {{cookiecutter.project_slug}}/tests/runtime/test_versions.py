@@ -7,14 +7,13 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import scripted_engine
-from reconciling import Configure, Run, running_children, served, starts, until
+from reconciling import Add, Configure, Run, running_children, served, starts, states, until
 
 from serving.runtime.reconciler import Reconciler
 from serving.runtime.replica import State
@@ -35,20 +34,6 @@ def ask(reconciler: Reconciler, **wanted: Any) -> None:
 
     reconciler.file.change(change)
     reconciler.reconcile()
-
-
-def states(reconciler: Reconciler) -> dict[int, State]:
-    return {number: version.state for number, version in reconciler.served["chat"].items()}
-
-
-Add = Callable[[], int]
-
-
-@pytest.fixture
-def add(store: ModelStore, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Add:
-    """Imports one more version; the service looks into its store all the time."""
-    monkeypatch.setattr("serving.runtime.reconciler.WATCH_EVERY", 0.02)
-    return lambda: store.add("chat", model_folder, "here").number
 
 
 async def test_a_new_version_takes_production_over_when_it_is_ready_and_the_old_one_ends(
