@@ -11,6 +11,7 @@ import bentoml
 from serving.gateway.admin import Admin
 from serving.gateway.app import create_app
 from serving.gateway.metrics import serving_metrics
+from serving.gateway.oip import Oip
 from serving.runtime.reconciler import Reconciler
 from serving.runtime.shutdown import Shutdown
 from serving.runtime.startup import load
@@ -21,7 +22,8 @@ settings, store, routing = load(Path(os.environ.get("SERVING_CONFIG", HERE / "se
 
 reconciler = Reconciler(settings, store, routing, HERE / "warmup_hooks.py")
 shutdown = Shutdown(settings.timeouts.drain)
-app = create_app(settings, reconciler.router, shutdown, Admin(reconciler).routes)
+operators = [*Admin(reconciler).routes, *Oip(reconciler).routes]
+app = create_app(settings, reconciler.router, shutdown, operators)
 
 
 @bentoml.service(

@@ -15,16 +15,25 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The request's body. Raises `ApiError` for another content type than JSON (415) and for more
-    than `limit` bytes (413)."""
+    """The request's body. Raises `ApiError` for another content type than JSON (415), for more than
+    `limit` bytes (413) and for none (400)."""
     headers = dict(scope["headers"])
     content_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if content_type != b"application/json":
         raise ApiError(
             415, "unsupported_media_type", "Send the body as content-type: application/json."
         )
+    body = await read_bytes(scope, receive, limit)
+    if not body:
+        raise invalid("The body is empty; send a JSON object.", code="invalid_json")
+    return body
+
+
+async def read_bytes(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The request's body, of whatever type. Raises `ApiError` (413) for more than `limit` bytes,
+    and `ClientGone`."""
     too_large = ApiError(413, "body_too_large", f"The body may have {limit} bytes at most.")
-    declared = headers.get(b"content-length", b"0")
+    declared = dict(scope["headers"]).get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > limit:
         raise too_large
     parts: list[bytes] = []
@@ -39,11 +48,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             raise too_large
         parts.append(part)
         if not message.get("more_body", False):
-            break
-    body = b"".join(parts)
-    if not body:
-        raise invalid("The body is empty; send a JSON object.", code="invalid_json")
-    return body
+            return b"".join(parts)
 
 
 def request_id(scope: Scope) -> str:

@@ -91,6 +91,10 @@ class Reconciler:
         """When it came into its state."""
         return self._seen[version.version.name, version.version.number][1]
 
+    def present(self, name: str) -> list[int]:
+        """The model's versions in the store, as of a moment ago."""
+        return self._present[name]
+
     def hold(self, name: str, number: int) -> None:
         """Loads a version, once more if it failed, and keeps it, whatever else is asked for, until
         `release`."""
