@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serving.runtime.checks import ModelRefused
+from serving.runtime.memory import shortage
 from serving.runtime.replica import Replica, ReplicaDied, State
 from serving.runtime.store import ModelStore, Version
 from serving.settings import OpenAICompatibleEngine, Settings
@@ -84,6 +85,10 @@ class Keeper:
         began: float | None = None
         try:
             await asyncio.to_thread(self._store.verify, self.version, self._still_wanted)
+            section = self._settings.engine_of(self.version.name, self.version.number)
+            lacking = await asyncio.to_thread(shortage, self.version, section)
+            if lacking:
+                raise ReplicaDied(lacking)
             self.replica = Replica(self._settings, self.version, self._hooks, self._index)
             await self.replica.start(self._changed)
             began = time.monotonic()

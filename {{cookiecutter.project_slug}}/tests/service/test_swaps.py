@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -107,6 +108,29 @@ def test_a_version_that_cannot_serve_is_refused_with_its_reason_and_put_away(
     assert status_of(service)["models"]["chat"]["versions"][0]["replicas"] == before
     routing = json.loads((service.folder / "state/routing.json").read_text("utf-8"))
     assert (routing["revision"], routing["models"]["chat"]["labels"]) == (1, {"production": 1})
+
+
+def test_a_version_that_cannot_fit_is_refused_with_the_numbers(
+    serve: Serve, model_folder: Path
+) -> None:
+    config = json.loads((model_folder / "config.json").read_text("utf-8"))
+    config |= {"num_hidden_layers": 100, "num_attention_heads": 8, "hidden_size": 1024}
+    (model_folder / "config.json").write_text(json.dumps(config), "utf-8")
+    large = {"name": "vllm", "home": "engine", "max_model_len": 1_000_000_000}
+    models = {"chat": {"engines": {2: large}}}
+    service = serve(settings={"models": models, "restarts": {"attempts": 1}})
+    import_versions(service, model_folder, 2)
+    in_production(service, 1)
+    service.start().wait_ready()
+    asked = {"version": 2, "load": True}
+    reply = service.http.put("/admin/models/chat/labels/production", json=asked)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (409, "refused")
+    assert re.search(
+        r"chat:2 needs at least \d+\.\d GiB of memory .* and \d+\.\d GiB are free; free some",
+        reply.json()["error"]["message"],
+    )
+    assert service.chat("Hello").json()["system_fingerprint"] == "chat:1"
+    assert len(engines(service)) == 1
 
 
 def test_a_version_that_is_missing_is_refused(serve: Serve) -> None:
