@@ -53,4 +53,5 @@ test-engines: bake ## the same suites on the real vLLM, SGLang and transformers,
 .PHONY: bench
 bench: bake ## what the gateway costs beside the bare engine, measured in one run
 	$(VENV)/bin/python loadtests/relay.py --project $(DEMO)
+	$(VENV)/bin/python loadtests/swap.py --project $(DEMO)
 	$(DEMO)/.venv/bin/python loadtests/routing.py
