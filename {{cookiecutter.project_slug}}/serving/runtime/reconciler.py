@@ -53,7 +53,7 @@ class Reconciler:
         self._hooks = hooks
         self._ending: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
-        self._publishing = False
+        self._reconciling = False
         self.stopped = False
 
     def start(self) -> None:
@@ -116,13 +116,15 @@ class Reconciler:
         """Compares what is asked for with what there is, and sets the difference in motion."""
         if self.stopped:
             return
-        self._publishing = True  # what starts below reports its changes at once
-        for name in self.settings.models:
-            self._ask_for(name)
-        self._start_in_order()
-        for name in self.settings.models:
-            self._label(name)
-        self._publishing = False
+        self._reconciling = True  # what starts below reports its changes at once
+        try:
+            for name in self.settings.models:
+                self._ask_for(name)
+            self._start_in_order()
+            for name in self.settings.models:
+                self._label(name)
+        finally:
+            self._reconciling = False
         self._publish()
         self._note_states()
         for name in self.settings.models:
@@ -130,14 +132,17 @@ class Reconciler:
         self._note_states()
 
     def _changed(self) -> None:
-        if not self._publishing:
+        if not self._reconciling:
             self.reconcile()
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_EVERY)
-            await asyncio.to_thread(self._look)
-            self.reconcile()
+            try:
+                await asyncio.to_thread(self._look)
+                self.reconcile()
+            except Exception:  # a store that hiccups, a defect of ours: what runs goes on
+                log.exception("the store and routing.json could not be looked at; trying again")
 
     def _look(self) -> None:
         self.file.refresh()

@@ -262,6 +262,27 @@ async def test_a_version_that_vanishes_from_the_store_goes_on_answering(
     assert (await routed(reconciler)).target.state == State.READY
 
 
+async def test_a_store_that_cannot_be_read_for_a_while_is_followed_again(
+    run: Run,
+    configure: Configure,
+    add: Add,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reconciler = run(configure())
+    await until(lambda: reconciler.ready)
+
+    def broken(_: str) -> list[int]:
+        raise OSError("stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reconciler.store, "numbers", broken)
+        await until(lambda: "could not be looked at" in caplog.text)
+        assert (await routed(reconciler)).target.number == 1
+    assert add() == 2
+    await until(lambda: reconciler.labels["chat"] == {"production": 2})
+
+
 async def test_every_state_a_version_comes_into_is_counted(
     run: Run, configure: Configure, add: Add
 ) -> None:
