@@ -125,11 +125,11 @@ class Reconciler:
                 self._label(name)
         finally:
             self._reconciling = False
-        self._publish()
         self._note_states()
         for name in self.settings.models:
             self._let_go(name)
         self._note_states()
+        self._publish()
 
     def _changed(self) -> None:
         if not self._reconciling:
