@@ -29,7 +29,7 @@ def target(number: int, replicas: int, **more: Any) -> Target:
 def router(replicas: int = 1, traffic: dict[str, int] | None = None, **more: Any) -> Router:
     targets = {3: target(3, replicas, **more), 4: target(4, replicas, **more)}
     model = ServedModel(targets, {"production": 3, "canary": 4}, traffic or {})
-    made = Router(1)
+    made = Router(1, 10)
     made.publish(Snapshot({"chat": model}))
     return made
 

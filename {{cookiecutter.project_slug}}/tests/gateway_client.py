@@ -132,7 +132,7 @@ async def gateway(
 ) -> AsyncIterator[Gateway]:
     async with serving(handler) as server:
         replica = replica_at(server.port, engine)
-        router, shutdown = Router(1), Shutdown(60)
+        router, shutdown = Router(1, 10), Shutdown(60)
         router.publish(snapshot(replica))
         app = create_app(settings(**timeouts), router, shutdown)
         yield Gateway(app, router, shutdown, server, replica)

@@ -41,13 +41,22 @@ def engine_pid(reconciler: Reconciler) -> int:
     return replica.pid
 
 
-def running_children() -> list[str]:
-    """The command lines of the guards directly under this process, and of their engines."""
-    commands = []
+def guards() -> list[psutil.Process]:
+    """Of the engines that run: directly under this process."""
+    found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):  # a zombie has none, either
             if "guard.py" in " ".join(child.cmdline()):
-                commands += [" ".join(p.cmdline()) for p in (child, *child.children())]
+                found.append(child)
+    return found
+
+
+def running_children() -> list[str]:
+    """The command lines of the guards and of their engines."""
+    commands = []
+    for guard in guards():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            commands += [" ".join(p.cmdline()) for p in (guard, *guard.children())]
     return commands
 
 

@@ -25,7 +25,7 @@ class Keeper:
     anybody telling us.
 
     `settled` is set once the first start has ended, well or not. `changed` is called after each
-    change of `state` that a request would notice.
+    change of `state` that a request would notice. Unless `patient`, the first start must do.
     """
 
     def __init__(
@@ -36,6 +36,8 @@ class Keeper:
         hooks: Path,
         changed: Callable[[], None],
         index: int = 0,
+        *,
+        patient: bool = True,
     ) -> None:
         self.version = version
         self.settled = asyncio.Event()
@@ -47,6 +49,7 @@ class Keeper:
         self._hooks = hooks
         self._changed = changed
         self._index = index
+        self._patient = patient
         self._stopped = False
         self._idle_state = State.LOADING
 
@@ -65,7 +68,11 @@ class Keeper:
             served = await self._one_life()
             if served is None:
                 return
+            if not served and not self._patient:
+                self._fail(self.reason)
+                return
             self.settled.set()
+            self._patient = True
             deaths = 1 if served >= restarts.healthy_after else deaths + 1
             if deaths < attempts:
                 pause = min(restarts.backoff * 2.0 ** min(deaths - 1, 64), restarts.backoff_max)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from serving.runtime.reconciler import Reconciler
 from serving.runtime.replica import State
+from serving.runtime.routing_file import RevisionConflict
 from serving.runtime.wanted import CANARY, PRODUCTION, Change, Routing, Wanted
 
 log = logging.getLogger("bentoml.serving")
@@ -49,14 +50,19 @@ class Operations:
     ) -> Routing:
         """Points `label` to a version, which must be ready. With `load` it is loaded first, beside
         what answers; one that does not become ready is put away again."""
-        before = self._now(model).get(label)
-        what = f"label {label}: {before or 'none'} -> {number}"
+        now = self._now(model)
+        what = f"label {label}: {now.get(label, 'none')} -> {number}"
         if not load:
             self._check_ready(model, number)
-        with self._loading(model, number):
+        with self._loading(model, number, place=label == PRODUCTION, revision=revision):
             await self._until_ready(model, number)
             return await self._change(
-                model, lambda w: {"labels": {**w.labels, label: number}}, by, what, revision
+                model,
+                lambda w: {"labels": {**w.labels, label: number}},
+                by,
+                what,
+                revision,
+                production=now[PRODUCTION],
             )
 
     async def drop_label(
@@ -122,9 +128,11 @@ class Operations:
         change = self._reconciler.file.routing.last_change(model)
         if change is None:
             raise Refused(f"There is no change of {model} to roll back.")
+        production = self._now(model)[PRODUCTION]
+        numbers = self._loaded_for(model, change.before)
         with ExitStack() as loading:
-            for number in sorted(set(change.before.labels.values())):
-                loading.enter_context(self._loading(model, number))
+            for number in sorted(numbers):
+                loading.enter_context(self._loading(model, number, place=True, revision=revision))
                 await self._until_ready(model, number)
             routing = await self._change(
                 model,
@@ -133,6 +141,7 @@ class Operations:
                 f"rolled back: {change.what}",
                 revision,
                 undoes=change.revision,
+                production=production,
             )
         return change, routing
 
@@ -175,14 +184,39 @@ class Operations:
         return self._reconciler.labels[model]
 
     @contextmanager
-    def _loading(self, model: str, number: int) -> Iterator[None]:
-        """Whatever comes of it, the version is not put away meanwhile."""
+    def _loading(
+        self, model: str, number: int, *, place: bool = False, revision: int | None = None
+    ) -> Iterator[None]:
+        """Whatever comes of it, the version is not put away meanwhile. With `place` it takes the
+        place of the one in production, where there is but one."""
         self._wanted(model)
+        if revision is not None and revision != self._reconciler.file.routing.revision:
+            raise RevisionConflict(self._reconciler.file.routing.revision)
+        if self._alone(model):
+            self._check_place(model, number, place=place)
         self._reconciler.hold(model, number)
         try:
             yield
         finally:
             self._reconciler.release(model, number)
+
+    def _alone(self, model: str) -> bool:
+        return self._reconciler.settings.models[model].swap != "side_by_side"
+
+    def _check_place(self, model: str, number: int, *, place: bool) -> None:
+        others = self._reconciler.held(model) - {number}
+        if others:
+            raise Refused(f"{model} is being swapped to version {min(others)}; ask again after it.")
+        if not place and number != self._now(model)[PRODUCTION]:
+            raise Refused(
+                f"{model} is swapped in place, and {number} is not the version in memory; move the "
+                "label production, or write swap: side_by_side."
+            )
+
+    def _loaded_for(self, model: str, wanted: Wanted) -> set[int]:
+        if self._alone(model):
+            return {wanted.labels[PRODUCTION]}
+        return set(wanted.labels.values())
 
     def _check_ready(self, model: str, number: int) -> None:
         self._wanted(model)
@@ -195,11 +229,12 @@ class Operations:
 
     async def _until_ready(self, model: str, number: int) -> None:
         served = self._reconciler.served[model]
-        while number in served and served[number].state not in (State.READY, State.FAILED):
-            if self._reconciler.stopped:
-                raise Refused("The service stops.")
+        while not self._reconciler.stopped:
+            if number not in served or served[number].state in (State.READY, State.FAILED):
+                self._check_ready(model, number)
+                return
             await asyncio.sleep(LOAD_CHECK)
-        self._check_ready(model, number)
+        raise Refused("The service stops.")
 
     async def _change(
         self,
@@ -209,8 +244,10 @@ class Operations:
         what: str,
         revision: int | None = None,
         undoes: int | None = None,
+        production: int | None = None,
     ) -> Routing:
-        production = self._now(model)[PRODUCTION]
+        """`production` is what that label meant before versions were loaded for the change."""
+        production = production or self._now(model)[PRODUCTION]
 
         def changed(routing: Routing) -> Routing:
             old = routing.of(model)

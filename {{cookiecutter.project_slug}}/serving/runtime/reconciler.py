@@ -2,7 +2,8 @@
 
 New versions start beside those that answer. A label means its new version only once that is ready;
 until then, and for good if it fails, it goes on meaning the one before. What nothing asks for any
-more gets no new request, finishes its answers, and stops.
+more gets no new request, finishes its answers, and stops. A model that is swapped in place has one
+version at a time: there the old one ends first, and requests wait.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+from serving.runtime.in_place import Place
 from serving.runtime.plan import find, obstacle, policy_numbers
 from serving.runtime.replica import Replica, State
 from serving.runtime.routing import Router, ServedModel, Snapshot, Target
@@ -38,7 +41,7 @@ class Reconciler:
     def __init__(
         self, settings: Settings, store: ModelStore, file: RoutingFile, hooks: Path
     ) -> None:
-        self.router = Router(settings.timeouts.lazy)
+        self.router = Router(settings.timeouts.lazy, settings.limits.waiting)
         self.settings = settings
         self.store = store
         self.file = file
@@ -50,6 +53,9 @@ class Reconciler:
         self._seen: dict[tuple[str, int], tuple[State, datetime]] = {}
         self._present: dict[str, list[int]] = {}
         self._held: Counter[tuple[str, int]] = Counter()
+        self._places = {
+            name: Place() for name, model in settings.models.items() if model.swap == "in_place"
+        }
         self._hooks = hooks
         self._ending: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
@@ -104,9 +110,13 @@ class Reconciler:
             ending = asyncio.ensure_future(version.stop())
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
+        if name in self._places:
+            self._places[name].failed.discard(number)
         self._held[name, number] += 1
         self.reconcile()
-        self.served[name][number].start()
+
+    def held(self, name: str) -> set[int]:
+        return {number for (model, number), count in self._held.items() if model == name and count}
 
     def release(self, name: str, number: int) -> None:
         self._held[name, number] -= 1
@@ -120,7 +130,7 @@ class Reconciler:
         try:
             for name in self.settings.models:
                 self._ask_for(name)
-            self._start_in_order()
+            self._start_what_waits()
             for name in self.settings.models:
                 self._label(name)
         finally:
@@ -153,11 +163,38 @@ class Reconciler:
     def _asked(self, name: str) -> set[int]:
         """The versions of a model that anybody asks for. `latest` asks for none once production was
         set: a version that was rolled back must not stay loaded for being the newest."""
+        place = self._places.get(name)
+        if place is not None:
+            self._choose(name, place)
+            # One that failed is kept besides, for its reason.
+            asked = self._asked_in_place(name)
+            return {*asked, *([] if place.number is None else [place.number])}
         wanted = self.file.routing.of(name)
         latest = self.settings.models[name].versions.policy == "latest"
         policy = [] if latest and PRODUCTION in wanted.labels else self._policy(name)
-        held = {number for (model, number), count in self._held.items() if model == name and count}
-        return {*policy, *wanted.labels.values(), *wanted.loaded, *held}
+        return {*policy, *wanted.labels.values(), *wanted.loaded, *self.held(name)}
+
+    def _choose(self, name: str, place: Place) -> None:
+        served, asked = self.served[name], self._asked_in_place(name)
+        if not asked and place.number is None:
+            return
+        place.choose(
+            asked,
+            ready=lambda number: number in served and served[number].state == State.READY,
+            failed=lambda number: self._failed(served.get(number)),
+        )
+
+    def _asked_in_place(self, name: str) -> list[int]:
+        """Who is to have the place of a model that is swapped in place, best first: who an operator
+        is moving there, who production was set to, who has it. An import alone costs no pause."""
+        pinned = self.file.routing.of(name).labels.get(PRODUCTION)
+        for number in (*self.held(name), pinned):
+            if number is not None:
+                return [number]
+        now = self._places[name].number
+        if now is None or self._failed(self.served[name].get(now)):
+            return self._policy(name)
+        return [now]
 
     def _policy(self, name: str) -> list[int]:
         """By serving.yaml, newest first. When none of the newest can start, the one before them:
@@ -174,14 +211,19 @@ class Reconciler:
     def _failed(version: ServedVersion | None) -> bool:
         return version is not None and version.state == State.FAILED
 
+    @staticmethod
+    def _gone(version: ServedVersion | None) -> bool:
+        return version is None or version.state == State.STOPPED
+
     def _ask_for(self, name: str) -> None:
         served = self.served[name]
-        for number in sorted(self._asked(name)):
-            version = served.get(number)
-            if version is None or version.state == State.STOPPED:
+        # A version that is refused at once can mean that another one is asked for.
+        while new := sorted(n for n in self._asked(name) if self._gone(served.get(n))):
+            for number in new:
                 served[number] = self._new(name, number)
-            elif version.state == State.DRAINING:
-                version.resume()
+        for number in self._asked(name):
+            if served[number].state == State.DRAINING:
+                served[number].resume()
 
     def _new(self, name: str, number: int) -> ServedVersion:
         try:
@@ -192,13 +234,35 @@ class Reconciler:
             refused = str(error)
         if refused:
             log.error("%s:%d failed: %s", name, number, refused)
+        place = self._places.get(name)
         return ServedVersion(
-            self.settings, self.store, version, self._hooks, self._changed, refused=refused
+            self.settings,
+            self.store,
+            version,
+            self._hooks,
+            self._changed,
+            refused=refused,
+            patient=place is None or place.before is None,  # who waits to come back
         )
 
-    def _start_in_order(self) -> None:
-        """Models of lower priority once those above have settled; lazy ones once asked for."""
+    def _start(self, name: str, number: int) -> None:
+        """Starts a version, unless it has to wait for its place in memory."""
+        place = self._places.get(name)
+        others = (version for n, version in self.served[name].items() if n != number)
+        if place is not None and (
+            number != place.number or any(version.takes_memory for version in others)
+        ):
+            return
+        self.served[name][number].start()
+
+    def _start_what_waits(self) -> None:
+        """What an operator loads at once; else models of lower priority once those above have
+        settled, and lazy ones once asked for."""
+        for (name, number), count in self._held.items():
+            if count:
+                self._start(name, number)
         awake = {v.version.name for v in self._all() if v.started}
+        awake |= {name for name, place in self._places.items() if place.swapping}
         unsettled = [
             (self.settings.models[version.version.name].priority, version)
             for version in self._all()
@@ -209,12 +273,17 @@ class Reconciler:
         first = max((priority for priority, _ in unsettled), default=0)
         for priority, version in unsettled:
             if priority == first:
-                version.start()
+                self._start(version.version.name, version.version.number)
 
     # What each label means.
 
     def _label(self, name: str) -> None:
         asked = dict(self.file.routing.of(name).labels)
+        place = self._places.get(name)
+        if place is not None and place.number is not None:
+            there = {label: number for label, number in asked.items() if number == place.number}
+            self.labels[name] = {**there, PRODUCTION: place.number}
+            return
         if PRODUCTION not in asked:
             number = self._newest(name)
             if number is not None:
@@ -246,21 +315,23 @@ class Reconciler:
         models = {}
         for name, labels in self.labels.items():
             asked = self.file.routing.of(name)
+            traffic = {label: weight for label, weight in asked.traffic.items() if label in labels}
             targets = {n: self._target(version) for n, version in self.served[name].items()}
             if PRODUCTION in labels:
-                models[name] = ServedModel(targets, labels, asked.traffic, asked.shadow)
+                models[name] = ServedModel(targets, labels, traffic, asked.shadow)
         self.router.publish(Snapshot(models))
 
-    @staticmethod
-    def _target(served: ServedVersion) -> Target:
+    def _target(self, served: ServedVersion) -> Target:
+        name, number = served.version.name, served.version.number
+        place = self._places.get(name)
         return Target(
-            name=served.version.name,
-            number=served.version.number,
+            name=name,
+            number=number,
             created=served.version.created,
             state=served.state,
             replicas=served.replicas,
-            load=served.start,
-            lazy=served.lazy,
+            load=partial(self._start, name, number),
+            awaited=served.lazy or (place is not None and place.swapping),
             adapters=served.adapters,
             balance=served.balance,
         )

@@ -17,7 +17,13 @@ from functools import cached_property
 from itertools import accumulate
 from zlib import crc32
 
-from serving.contract.errors import ApiError, model_failed, model_loading, model_not_found
+from serving.contract.errors import (
+    ApiError,
+    model_failed,
+    model_loading,
+    model_not_found,
+    overloaded,
+)
 from serving.runtime.balancing import least_in_flight
 from serving.runtime.replica import Replica, State
 from serving.runtime.wanted import PRODUCTION
@@ -35,7 +41,8 @@ Balance = Callable[[Sequence[Replica], Callable[[], str]], Replica]
 class Target:
     """A version that is to be served, and the replicas that serve it now.
 
-    `load` asks for it to be loaded; only `lazy` ones wait for that, and are worth waiting for.
+    `load` asks for it to be loaded. Requests wait for it only if it is `awaited`: loaded when the
+    first of them comes, or swapped in place.
     """
 
     name: str
@@ -44,7 +51,7 @@ class Target:
     state: State
     replicas: tuple[Replica, ...]
     load: Callable[[], None]
-    lazy: bool = False
+    awaited: bool = False
     adapters: frozenset[str] = frozenset()
     balance: Balance = least_in_flight
 
@@ -145,9 +152,10 @@ class Snapshot:
 class Router:
     """Holds the newest snapshot."""
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, patience: float, room: int) -> None:
         self.snapshot = Snapshot()
-        self._patience = patience  # seconds a request waits for a lazy model
+        self._patience = patience  # seconds a request waits for a version to load
+        self._room = room  # requests that may wait
         self._published = asyncio.Event()
 
     def publish(self, snapshot: Snapshot) -> None:
@@ -170,7 +178,7 @@ class Router:
         Raises `ApiError`: 404 for an unknown address, 503 when nothing can answer it now.
         """
         target, label, adapter = self.snapshot.find(address, caller)
-        if not target.replicas and target.lazy and target.state != State.FAILED:
+        if not target.replicas and target.awaited and target.state != State.FAILED:
             target.load()
             target = await self._loaded(address, caller)
         replicas = [r for r in target.replicas if r is not but_not] if but_not else target.replicas
@@ -180,12 +188,18 @@ class Router:
         return Route(target, replica, label, adapter)
 
     async def _loaded(self, address: str, caller: str) -> Target:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._patience):
-                while not (target := self.snapshot.find(address, caller)[0]).replicas:
-                    if target.state == State.FAILED:
-                        break
-                    await self._published.wait()
+        if not self._room:
+            raise overloaded("Too many requests wait for a model to load; ask again in a moment.")
+        self._room -= 1
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._patience):
+                    while not (target := self.snapshot.find(address, caller)[0]).replicas:
+                        if target.state == State.FAILED:
+                            break
+                        await self._published.wait()
+        finally:
+            self._room += 1
         return self.snapshot.find(address, caller)[0]
 
     @staticmethod

@@ -26,6 +26,7 @@ class ServedVersion:
     """The replicas of one version, from the first start to the drained end.
 
     `refused` is why there can be none. `changed` is called whenever `state` may have changed.
+    Unless `patient`, the first start must do.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class ServedVersion:
         changed: Callable[[], None],
         *,
         refused: str = "",
+        patient: bool = True,
     ) -> None:
         self.version = version
         self.section = settings.engine_of(version.name, version.number)
@@ -47,7 +49,8 @@ class ServedVersion:
         self._changed = changed
         count = 0 if refused else self._model.replicas
         self._keepers = [
-            Keeper(settings, store, version, hooks, changed, index) for index in range(count)
+            Keeper(settings, store, version, hooks, changed, index, patient=patient)
+            for index in range(count)
         ]
         self._tasks: list[asyncio.Task[None]] = []
         self._in_use = ExitStack()
@@ -99,6 +102,11 @@ class ServedVersion:
     def started(self) -> list[Replica]:
         """Those that have been started and not yet put away."""
         return [keeper.replica for keeper in self._keepers if keeper.replica is not None]
+
+    @property
+    def takes_memory(self) -> bool:
+        """Whether an engine of it runs or may be started at any moment."""
+        return bool(self.started) or (bool(self._tasks) and not self._stopped and not self.failed)
 
     @property
     def restarts(self) -> int:

@@ -67,7 +67,9 @@ class Warmup(Section):
 class ModelSection(Section):
     """One model name. Each version runs as `replicas` engines; requests are balanced by what each
     has to do, or by `prefix`: the same opening to the same one, whose KV cache has it. The version
-    labelled `shadow` gets up to `shadow_concurrency` copies of requests at once. `engine` replaces
+    labelled `shadow` gets up to `shadow_concurrency` copies of requests at once. With `swap:
+    in_place` there is one version in memory: the old one ends before the new one starts, requests
+    wait meanwhile, and the old one comes back when the new one does not start. `engine` replaces
     the common engine section for this model only, and an entry of `engines` does so for the version
     of that number.
     """
@@ -75,6 +77,7 @@ class ModelSection(Section):
     versions: Versions = Versions()
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     balance: Literal["least_in_flight", "prefix"] = "least_in_flight"
+    swap: Literal["side_by_side", "in_place"] = "side_by_side"
     shadow_concurrency: Count = 4
     load: Literal["prewarm", "eager", "lazy"] = "prewarm"
     required: bool = True
@@ -82,6 +85,12 @@ class ModelSection(Section):
     warmup: Warmup = Warmup()
     engine: EngineSettings | None = None
     engines: dict[Count, EngineSettings] = {}
+
+    @model_validator(mode="after")
+    def _in_place_is_one_at_a_time(self) -> ModelSection:
+        if self.swap != "side_by_side" and self.versions != Versions():
+            raise ValueError(f"swap: {self.swap} has one version at a time; leave `versions` out")
+        return self
 
 
 class Timeouts(Section):
@@ -91,9 +100,9 @@ class Timeouts(Section):
     `first_token` and `stall`: the longest silence before and within an answer. `answer`: the
     longest that a reply which is not streamed may take. `keepalive`: an SSE comment after so much
     silence. `health`: the longest wait for the engine's health answer.
-    `lazy`: how long a request waits for a lazy model to load. `drain`: how long running answers may
-    go on after a stop was asked, or their version was taken out of service. `stop`: from an
-    engine's SIGTERM to its SIGKILL.
+    `lazy`: how long a request waits for a lazy model, or one that is swapped in place. `drain`: how
+    long running answers may go on after a stop was asked, or their version was taken out of
+    service. `stop`: from an engine's SIGTERM to its SIGKILL.
     """
 
     start: Seconds = 600
@@ -126,6 +135,9 @@ class Restarts(Section):
 
 
 class Limits(Section):
+    """`waiting`: the requests that may wait for versions to load; more get a 503 at once."""
+
+    waiting: Count = 1000
     max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
 
 

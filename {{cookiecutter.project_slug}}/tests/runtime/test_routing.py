@@ -27,11 +27,11 @@ def target(
     *,
     number: int = 3,
     replicas: tuple[Replica, ...] = (REPLICA,),
-    lazy: bool = False,
+    awaited: bool = False,
 ) -> Target:
     replicas = replicas if state == State.READY else ()
     created = datetime(2026, 1, 1, tzinfo=UTC)
-    return Target("chat", number, created, state, replicas, load, lazy)
+    return Target("chat", number, created, state, replicas, load, awaited)
 
 
 def snapshot(
@@ -44,7 +44,7 @@ def snapshot(
 
 
 def router(of: Target, patience: float = 10) -> Router:
-    router = Router(patience)
+    router = Router(patience, 10)
     router.publish(snapshot(of))
     return router
 
@@ -120,11 +120,11 @@ async def test_requests_for_a_lazy_model_ask_for_it_and_wait_until_it_is_there()
         nonlocal asked
         asked += 1
 
-    lazy = router(target(State.UNAVAILABLE, load, lazy=True))
+    lazy = router(target(State.UNAVAILABLE, load, awaited=True))
     waiting = [asyncio.ensure_future(lazy.route("chat")) for _ in range(5)]
     await asyncio.sleep(0)
     assert asked == 5
-    lazy.publish(snapshot(target(State.LOADING, lazy=True)))
+    lazy.publish(snapshot(target(State.LOADING, awaited=True)))
     await asyncio.sleep(0)
     assert not any(request.done() for request in waiting)
     lazy.publish(snapshot(target()))
@@ -133,7 +133,7 @@ async def test_requests_for_a_lazy_model_ask_for_it_and_wait_until_it_is_there()
 
 
 async def test_a_lazy_model_that_fails_ends_the_waiting_at_once() -> None:
-    lazy = router(target(State.UNAVAILABLE, lazy=True))
+    lazy = router(target(State.UNAVAILABLE, awaited=True))
     waiting = asyncio.ensure_future(lazy.route("chat"))
     await asyncio.sleep(0)
     lazy.publish(snapshot(target(State.FAILED)))
@@ -144,7 +144,7 @@ async def test_a_lazy_model_that_fails_ends_the_waiting_at_once() -> None:
 
 async def test_waiting_for_a_lazy_model_ends_when_the_patience_does() -> None:
     with pytest.raises(ApiError) as caught:
-        await router(target(State.UNAVAILABLE, lazy=True), patience=0.02).route("chat")
+        await router(target(State.UNAVAILABLE, awaited=True), patience=0.02).route("chat")
     assert caught.value.code == "model_loading"
 
 
@@ -165,12 +165,12 @@ async def test_a_request_holds_the_snapshot_it_began_with() -> None:
 
 async def test_before_the_first_snapshot_nothing_is_served() -> None:
     with pytest.raises(ApiError) as caught:
-        await Router(1).route("chat")
+        await Router(1, 10).route("chat")
     assert caught.value.status == 404
 
 
 async def test_a_label_leads_to_its_version_and_nowhere_else() -> None:
-    routes = Router(1)
+    routes = Router(1, 10)
     routes.publish(snapshot(target(number=3), target(number=4), labels={"canary": 4}))
     route = await routes.route("chat@canary")
     assert (route.target.number, route.label) == (4, "canary")
