@@ -12,7 +12,9 @@ from serving.gateway.admin import Admin
 from serving.gateway.app import create_app
 from serving.gateway.metrics import serving_metrics
 from serving.gateway.oip import Oip
+from serving.runtime.operations import Operations
 from serving.runtime.reconciler import Reconciler
+from serving.runtime.rollouts import Rollouts
 from serving.runtime.shutdown import Shutdown
 from serving.runtime.startup import load
 
@@ -22,8 +24,13 @@ settings, store, routing = load(Path(os.environ.get("SERVING_CONFIG", HERE / "se
 
 reconciler = Reconciler(settings, store, routing, HERE / "warmup_hooks.py")
 shutdown = Shutdown(settings.timeouts.drain)
-operators = [*Admin(reconciler).routes, *Oip(reconciler).routes]
-app = create_app(settings, reconciler.router, shutdown, operators)
+operations = Operations(reconciler)
+rollouts = Rollouts(reconciler, operations)
+operators = [
+    *Admin(reconciler, operations, rollouts).routes,
+    *Oip(reconciler, operations).routes,
+]
+app = create_app(settings, reconciler.router, shutdown, operators, rollouts.note)
 
 
 @bentoml.service(
@@ -43,6 +50,7 @@ class Service:
     async def start(self) -> None:
         shutdown.install()
         reconciler.start()
+        rollouts.start()
         # What is loaded by now stays. Left to the collector, walking it halts every stream for a
         # twentieth of a second, now and then.
         gc.collect()
@@ -50,6 +58,7 @@ class Service:
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
+        await rollouts.stop()
         await reconciler.stop()
 
     def __metrics__(self, text: str) -> str:

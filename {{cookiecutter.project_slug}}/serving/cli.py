@@ -1,5 +1,5 @@
-"""`serving …`: the versions in the model store; what runs is in `cli_routing.py`, the engines in
-`cli_engine.py`."""
+"""`serving …`: the versions in the model store; what runs is in `cli_routing.py` and
+`cli_rollout.py`, the engines in `cli_engine.py`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from serving import cli_routing
 from serving.cli_engine import engine
+from serving.cli_rollout import rollout
 from serving.environments import NotInstalled
 from serving.runtime.checks import ModelRefused
 from serving.runtime.source import fetch
@@ -28,6 +29,7 @@ models = typer.Typer(no_args_is_help=True, help="The model versions this service
 app.add_typer(models, name="models")
 app.add_typer(engine, name="engine")
 cli_routing.add_to(app)
+app.add_typer(rollout, name="rollout")
 console = Console()
 errors = Console(stderr=True)
 

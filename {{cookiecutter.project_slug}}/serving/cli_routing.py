@@ -55,7 +55,7 @@ def set_label(
     """Point LABEL at a version: `serving labels set chat production 4`."""
     body = {"version": version, "load": load, "revision": revision}
     with console.status(f"{model}:{version} gets ready"):
-        done = _ask("PUT", url, f"/models/{model}/labels/{label}", body)
+        done = ask("PUT", url, f"/models/{model}/labels/{label}", body)
     console.print(f"{model}@{label} is {model}:{version} (revision {done['revision']}).")
 
 
@@ -63,7 +63,7 @@ def set_label(
 def drop_label(model: Model, label: Label, revision: Revision = None, url: Url = LOCAL) -> None:
     """Take LABEL away."""
     query = "" if revision is None else f"?revision={revision}"
-    done = _ask("DELETE", url, f"/models/{model}/labels/{label}{query}")
+    done = ask("DELETE", url, f"/models/{model}/labels/{label}{query}")
     console.print(f"{model} has no label {label} any more (revision {done['revision']}).")
 
 
@@ -81,7 +81,7 @@ def traffic(
             raise NotDone(f"{part!r} is no share; write LABEL=WEIGHT, as in canary=10.")
         shares[label] = int(weight)
     body = {"weights": shares, "revision": revision}
-    done = _ask("PUT", url, f"/models/{model}/traffic", body)
+    done = ask("PUT", url, f"/models/{model}/traffic", body)
     console.print(f"{model}: {' '.join(weights)} (revision {done['revision']}).")
 
 
@@ -93,7 +93,7 @@ def shadow(
 ) -> None:
     """Copy PERCENT of a model's requests to its label `shadow`, which answers nobody."""
     body = {"percent": percent, "revision": revision}
-    done = _ask("PUT", url, f"/models/{model}/shadow", body)
+    done = ask("PUT", url, f"/models/{model}/shadow", body)
     console.print(f"{model}: {percent:g} % go to the shadow too (revision {done['revision']}).")
 
 
@@ -105,21 +105,21 @@ def promote(
 ) -> None:
     """Put the version of LABEL into production, with all the traffic."""
     body = {"label": label, "revision": revision}
-    done = _ask("POST", url, f"/models/{model}/promote", body)
+    done = ask("POST", url, f"/models/{model}/promote", body)
     console.print(f"{label} of {model} is in production (revision {done['revision']}).")
 
 
 def rollback(model: Model, revision: Revision = None, url: Url = LOCAL) -> None:
     """Undo the last change of a model's labels or traffic; again, the one before it."""
     with console.status("The versions before it get ready"):
-        done = _ask("POST", url, f"/models/{model}/rollback", {"revision": revision})
+        done = ask("POST", url, f"/models/{model}/rollback", {"revision": revision})
     console.print(f"Undone: {done['undone']['what']} (revision {done['revision']}).")
 
 
 def history(url: Url = LOCAL) -> None:
     """Who changed which label or traffic, and when."""
     table = Table("revision", "at", "model", "what", "by", box=None, pad_edge=False)
-    for change in _ask("GET", url, "/history")["history"]:
+    for change in ask("GET", url, "/history")["history"]:
         at = change["at"].replace("T", " ")[:19]
         table.add_row(str(change["revision"]), at, change["model"], change["what"], change["by"])
     console.print(table if table.row_count else "Nothing was changed yet.")
@@ -130,12 +130,12 @@ def status(
 ) -> None:
     """Show what is served: versions with their states, labels and traffic."""
     if not watch:
-        console.print(_table(_ask("GET", url, "/status")))
+        console.print(_table(ask("GET", url, "/status")))
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
             try:
-                shown = _table(_ask("GET", url, "/status"))
+                shown = _table(ask("GET", url, "/status"))
             except NotDone as error:
                 shown = Text(str(error), style="red")
             live.update(shown, refresh=True)
@@ -162,6 +162,8 @@ def _table(status: dict[str, Any]) -> RenderableType:
             )
             if version["reason"] and version["state"] != "ready":
                 notes.append(Text(f"{tag}: {version['reason']}", style="yellow"))
+        if model["rollout"]:
+            notes.append(Text(_progress(name, model["rollout"])))
         for label, means in model["labels"].items():
             if means["wanted"] != means["version"]:
                 notes.append(
@@ -170,7 +172,14 @@ def _table(status: dict[str, Any]) -> RenderableType:
     return Group(table, *notes, Text(f"revision {status['revision']}", style="dim"))
 
 
-def _ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+def _progress(name: str, rollout: dict[str, Any]) -> str:
+    elapsed = rollout["elapsed"]
+    since = "" if elapsed is None else f", {elapsed:.0f} of {rollout['every']:.0f} s"
+    step = f"step {rollout['step']} of {len(rollout['steps'])}, {rollout['percent']} %{since}"
+    return f"rollout to {name}:{rollout['version']}: {step}: {rollout['told']}"
+
+
+def ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> Any:
     """The reply's JSON. Raises `NotDone`."""
     given = {name: value for name, value in (body or {}).items() if value is not None}
     try:

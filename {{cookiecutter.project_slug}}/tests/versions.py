@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +62,20 @@ def stats_of(service: Service, number: int) -> dict[str, Any]:
     port = line[line.index("--port") + 1]
     stats: dict[str, Any] = httpx.get(f"http://127.0.0.1:{port}/stats").json()
     return stats
+
+
+def family_of(service: Service) -> list[int]:
+    """The process ids of a service, its own first."""
+    assert service.process is not None
+    parent = psutil.Process(service.process.pid)
+    return [parent.pid, *(child.pid for child in parent.children(recursive=True))]
+
+
+def kill(family: list[int]) -> None:
+    for pid in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def all_gone(family: list[int]) -> bool:
+    return not any(map(alive, family))

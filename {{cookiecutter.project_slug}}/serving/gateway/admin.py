@@ -19,9 +19,10 @@ from serving.contract.errors import ApiError, from_validation
 from serving.gateway.http import read_body, request_id
 from serving.runtime.operations import Operations, Refused, UnknownModel
 from serving.runtime.reconciler import Reconciler
+from serving.runtime.rollouts import Rollouts
 from serving.runtime.routing_file import RevisionConflict, RoutingFileError
 from serving.runtime.status import Status, status
-from serving.runtime.wanted import CANARY, Routing
+from serving.runtime.wanted import CANARY, RolloutPlan, Routing
 from serving.settings.sections import Count, Name
 
 MAX_BODY = 65536
@@ -56,15 +57,24 @@ class PromoteBody(_Body):
     label: Name = CANARY
 
 
+class RolloutBody(_Body, RolloutPlan):
+    version: Count
+
+    @property
+    def plan(self) -> RolloutPlan:
+        return RolloutPlan(**self.model_dump(include=set(RolloutPlan.model_fields)))
+
+
 _B = TypeVar("_B", bound=_Body)
 
 
 class Admin:
     """The routes under `/admin`."""
 
-    def __init__(self, reconciler: Reconciler) -> None:
+    def __init__(self, reconciler: Reconciler, operations: Operations, rollouts: Rollouts) -> None:
         self._reconciler = reconciler
-        self._operations = Operations(reconciler)
+        self._operations = operations
+        self._rollouts = rollouts
 
     @property
     def routes(self) -> list[Route]:
@@ -77,11 +87,13 @@ class Admin:
             Route(f"{model}/traffic", guarded(self.set_traffic), methods=["PUT"]),
             Route(f"{model}/shadow", guarded(self.set_shadow), methods=["PUT"]),
             Route(f"{model}/promote", guarded(self.promote), methods=["POST"]),
+            Route(f"{model}/rollout", guarded(self.start_rollout), methods=["POST"]),
+            Route(f"{model}/rollout", guarded(self.stop_rollout), methods=["DELETE"]),
             Route(f"{model}/rollback", guarded(self.rollback), methods=["POST"]),
         ]
 
     async def status(self, _: Request) -> Status:
-        return status(self._reconciler)
+        return status(self._reconciler, self._rollouts)
 
     async def history(self, _: Request) -> dict[str, Any]:
         routing = self._reconciler.file.routing
@@ -135,6 +147,26 @@ class Admin:
         return _done(
             await self._operations.promote(
                 request.path_params["model"], body.label, by=_by(request), revision=body.revision
+            )
+        )
+
+    async def start_rollout(self, request: Request) -> dict[str, Any]:
+        body = await _body(request, RolloutBody)
+        return _done(
+            await self._operations.start_rollout(
+                request.path_params["model"],
+                body.version,
+                body.plan,
+                by=_by(request),
+                revision=body.revision,
+            )
+        )
+
+    async def stop_rollout(self, request: Request) -> dict[str, Any]:
+        body = await _body(request, _Body)
+        return _done(
+            await self._operations.stop_rollout(
+                request.path_params["model"], by=_by(request), revision=body.revision
             )
         )
 

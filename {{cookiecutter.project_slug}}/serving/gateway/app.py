@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 from starlette.applications import Starlette
@@ -16,8 +16,16 @@ from serving.contract.errors import ApiError, internal_error
 from serving.contract.models import Model, ModelList
 from serving.contract.openapi import document
 from serving.gateway.http import request_id
-from serving.gateway.inference import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Inference
+from serving.gateway.inference import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    RESPONSES,
+    Endpoint,
+    Inference,
+)
 from serving.gateway.shadow import Shadows
+from serving.runtime.outcome import Outcome
 from serving.runtime.routing import Router, Target
 from serving.runtime.shutdown import Shutdown
 from serving.runtime.wanted import PRODUCTION
@@ -25,16 +33,24 @@ from serving.settings import Settings
 
 
 def create_app(
-    settings: Settings, router: Router, shutdown: Shutdown, operators: Iterable[Route] = ()
+    settings: Settings,
+    router: Router,
+    shutdown: Shutdown,
+    operators: Iterable[Route] = (),
+    note: Callable[[Outcome], None] = lambda _: None,
 ) -> ASGIApp:
     """The application over a router whose snapshots say what is served; `operators` are the routes
-    for those who change that."""
+    for those who change that, and `note` is told how each answer went."""
     shadows = Shadows(settings, router)
+
+    def inference(endpoint: Endpoint) -> Inference:
+        return Inference(endpoint, settings, router, shadows, shutdown, note)
+
     generation = {
-        "/v1/chat/completions": Inference(CHAT, settings, router, shadows, shutdown),
-        "/v1/completions": Inference(COMPLETIONS, settings, router, shadows, shutdown),
-        "/v1/embeddings": Inference(EMBEDDINGS, settings, router, shadows, shutdown),
-        "/v1/responses": Inference(RESPONSES, settings, router, shadows, shutdown),
+        "/v1/chat/completions": inference(CHAT),
+        "/v1/completions": inference(COMPLETIONS),
+        "/v1/embeddings": inference(EMBEDDINGS),
+        "/v1/responses": inference(RESPONSES),
     }
     models = Models(router, settings.service.name)
     openapi = msgspec.json.encode(document())

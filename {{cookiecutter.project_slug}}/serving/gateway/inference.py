@@ -65,6 +65,7 @@ class Inference:
         router: Router,
         shadows: Shadows,
         shutdown: Shutdown,
+        note: Callable[[Outcome], None],
     ) -> None:
         self._endpoint = endpoint
         self._timeouts = settings.timeouts
@@ -72,6 +73,7 @@ class Inference:
         self._router = router
         self._shadows = shadows
         self._shutdown = shutdown
+        self._note = note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The life of a request: read, validated, routed, relayed; its slot freed however it ends.
@@ -137,15 +139,23 @@ class Inference:
             raise _broken(route) from None
 
     async def _relay(self, request: AnyRequest, route: Route, responder: Responder) -> None:
-        """Also sends the shadow its copy, and notes how both went."""
+        """Also sends the shadow its copy, and notes how both went. What is cut short because its
+        client left or its version was replaced says nothing about the version."""
         outcome = Outcome(route.target.name, route.target.number, route.label)
         copied = self._shadows.copy(request, route)
         try:
             await self._answer_from(route, request, responder, outcome)
-            outcome.end(failed=False)
-        finally:
-            if copied and outcome.duration:
-                self._shadows.compare(outcome)
+        except EngineGone:
+            if route.replica.state != State.STOPPED:
+                self._note(outcome.end(failed=True))
+            raise
+        except ApiError as error:
+            if error.status >= 500:
+                self._note(outcome.end(failed=True))
+            raise
+        self._note(outcome.end(failed=False))
+        if copied:
+            self._shadows.compare(outcome)
 
     async def _answer_from(
         self, route: Route, request: AnyRequest, responder: Responder, outcome: Outcome

@@ -80,9 +80,9 @@ _T = TypeVar("_T", bound=BaseModel)
 class Oip:
     """The routes under `/v2`."""
 
-    def __init__(self, reconciler: Reconciler) -> None:
+    def __init__(self, reconciler: Reconciler, operations: Operations) -> None:
         self._reconciler = reconciler
-        self._operations = Operations(reconciler)
+        self._operations = operations
 
     @property
     def routes(self) -> list[Route]:

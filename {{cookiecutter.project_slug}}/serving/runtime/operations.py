@@ -1,4 +1,4 @@
-"""What an operator can do: move labels, split traffic, load, promote, roll back.
+"""What an operator can do: move labels, split traffic, load, promote, roll out, roll back.
 
 Each ends as one change of state/routing.json or as a refusal that changed nothing.
 """
@@ -15,7 +15,15 @@ from pydantic import ValidationError
 from serving.runtime.reconciler import Reconciler
 from serving.runtime.replica import State
 from serving.runtime.routing_file import RevisionConflict
-from serving.runtime.wanted import CANARY, PRODUCTION, Change, Routing, Wanted
+from serving.runtime.wanted import (
+    CANARY,
+    PRODUCTION,
+    Change,
+    Rollout,
+    RolloutPlan,
+    Routing,
+    Wanted,
+)
 
 log = logging.getLogger("bentoml.serving")
 
@@ -103,9 +111,16 @@ class Operations:
         )
 
     async def promote(
-        self, model: str, label: str = CANARY, *, by: str, revision: int | None = None
+        self,
+        model: str,
+        label: str = CANARY,
+        *,
+        by: str,
+        revision: int | None = None,
+        why: str = "",
     ) -> Routing:
-        """Makes the version of `label` the one in production, with all the traffic."""
+        """Makes the version of `label` the one in production, with all the traffic. A rollout of it
+        is over then."""
         labels = self._now(model)
         if label == PRODUCTION or label not in labels:
             raise Refused(f"{model} has no label {label} that could be promoted.")
@@ -114,20 +129,94 @@ class Operations:
 
         def promoted(wanted: Wanted) -> dict[str, object]:
             rest = {name: n for name, n in wanted.labels.items() if name != label}
-            return {"labels": {**rest, PRODUCTION: number}, "traffic": {}}
+            return {"labels": {**rest, PRODUCTION: number}, "traffic": {}, "rollout": None}
 
         what = f"promoted {label}: production {labels[PRODUCTION]} -> {number}"
-        return await self._change(model, promoted, by, what, revision)
+        return await self._change(
+            model, promoted, by, f"{what}: {why}" if why else what, revision, within=label == CANARY
+        )
+
+    async def start_rollout(
+        self, model: str, number: int, plan: RolloutPlan, *, by: str, revision: int | None = None
+    ) -> Routing:
+        """Loads a version and gives it the plan's first part of the traffic, as `canary`. What
+        follows is up to `Rollouts`."""
+        labels, wanted = self._now(model), self._wanted(model)
+        if self._alone(model):
+            raise Refused(
+                f"{model} has one version in memory; a rollout needs two: write swap: side_by_side."
+            )
+        if number == labels[PRODUCTION]:
+            raise Refused(f"{model}:{number} is in production already.")
+        split = [label for label, weight in wanted.traffic.items() if weight]
+        if split not in ([], [PRODUCTION]) and wanted.rollout is None:
+            raise Refused(
+                f"The traffic of {model} is split; give all of it to production first: "
+                f"serving traffic {model} production=1"
+            )
+        rollout = Rollout(**plan.model_dump())
+        with self._loading(model, number, revision=revision):
+            await self._until_ready(model, number)
+            return await self._change(
+                model,
+                lambda w: {
+                    "labels": {**w.labels, CANARY: number},
+                    "traffic": rollout.traffic,
+                    "rollout": rollout.model_dump(),
+                },
+                by,
+                f"rollout to {number} started: {rollout.percent} % of the traffic",
+                revision,
+            )
+
+    async def advance_rollout(
+        self, model: str, baseline: float | None, *, by: str, revision: int, why: str
+    ) -> Routing:
+        """Goes to the next step of the rollout under way, after the last into production.
+        `baseline` is production's 95th percentile of TTFT, if that is known."""
+        wanted = self._wanted(model)
+        rollout = wanted.rollout
+        if rollout is None:
+            raise Refused(f"There is no rollout of {model}.")
+        if rollout.step + 1 == len(rollout.steps):
+            return await self.promote(model, by=by, revision=revision, why=why)
+        fields = {**rollout.model_dump(), "step": rollout.step + 1, "baseline": baseline}
+        following = Rollout.model_validate(fields)
+        return await self._change(
+            model,
+            lambda _: {"traffic": following.traffic, "rollout": fields},
+            by,
+            f"rollout to {wanted.labels[CANARY]}: {following.percent} % of the traffic: {why}",
+            revision,
+            within=True,
+        )
+
+    async def stop_rollout(self, model: str, *, by: str, revision: int | None = None) -> Routing:
+        """Leaves labels and traffic as the rollout under way has set them, for good."""
+        wanted = self._wanted(model)
+        if wanted.rollout is None:
+            raise Refused(f"There is no rollout of {model}.")
+        what = f"rollout to {wanted.labels[CANARY]} stopped at {wanted.rollout.percent} %"
+        return await self._change(
+            model, lambda _: {"rollout": None}, by, what, revision, within=True
+        )
 
     async def rollback(
-        self, model: str, *, by: str, revision: int | None = None
+        self, model: str, *, by: str, revision: int | None = None, why: str = ""
     ) -> tuple[Change, Routing]:
-        """Undoes the last change that is not undone yet, after its versions are ready again.
-        Returns that change, and what came of it."""
-        self._wanted(model)
+        """Undoes the last change that is not undone yet, after its versions are ready again; a
+        rollout under way at once. Returns that change, and what came of it."""
+        rollout = self._wanted(model).rollout
         change = self._reconciler.file.routing.last_change(model)
         if change is None:
             raise Refused(f"There is no change of {model} to roll back.")
+        what = f"rolled back: {change.what}"
+        if rollout is not None:
+            what = f"{what}, at {rollout.percent} %" + (f": {why}" if why else "")
+            routing = await self._change(
+                model, _without_canary, by, what, revision, undoes=change.revision
+            )
+            return change, routing
         production = self._now(model)[PRODUCTION]
         numbers = self._loaded_for(model, change.before)
         with ExitStack() as loading:
@@ -138,7 +227,7 @@ class Operations:
                 model,
                 lambda _: change.before.model_dump(),
                 by,
-                f"rolled back: {change.what}",
+                what,
                 revision,
                 undoes=change.revision,
                 production=production,
@@ -189,7 +278,7 @@ class Operations:
     ) -> Iterator[None]:
         """Whatever comes of it, the version is not put away meanwhile. With `place` it takes the
         place of the one in production, where there is but one."""
-        self._wanted(model)
+        _check_no_rollout(model, self._wanted(model))
         if revision is not None and revision != self._reconciler.file.routing.revision:
             raise RevisionConflict(self._reconciler.file.routing.revision)
         if self._alone(model):
@@ -245,12 +334,16 @@ class Operations:
         revision: int | None = None,
         undoes: int | None = None,
         production: int | None = None,
+        within: bool = False,
     ) -> Routing:
-        """`production` is what that label meant before versions were loaded for the change."""
+        """`production` is what that label meant before versions were loaded for the change. During
+        a rollout there is none but its own, those `within` it, and the one that undoes it."""
         production = production or self._now(model)[PRODUCTION]
 
         def changed(routing: Routing) -> Routing:
             old = routing.of(model)
+            if not within and undoes is None:
+                _check_no_rollout(model, old)
             # From the first change on, production moves only when somebody moves it.
             pinned = old.model_copy(update={"labels": {PRODUCTION: production, **old.labels}})
             wanted = Wanted.model_validate({**pinned.model_dump(), **make(pinned)})
@@ -267,3 +360,18 @@ class Operations:
         log.info("%s: %s, by %s (revision %d)", model, what, by, routing.revision)
         self._reconciler.reconcile()
         return routing
+
+
+def _check_no_rollout(model: str, wanted: Wanted) -> None:
+    if wanted.rollout is not None:
+        raise Refused(
+            f"A rollout of {model} to {wanted.labels[CANARY]} is under way; end it first: "
+            f"serving rollout stop {model}, or promote, or rollback."
+        )
+
+
+def _without_canary(wanted: Wanted) -> dict[str, object]:
+    """What is asked for once a rollout has come to nothing. The version that the label canary may
+    have meant before it is not loaded, and nobody may wait for that now."""
+    labels = {label: number for label, number in wanted.labels.items() if label != CANARY}
+    return {"labels": labels, "traffic": {}, "rollout": None}

@@ -30,6 +30,7 @@ class Outcome:
             if event.usage is not None:
                 self.tokens = event.usage.completion_tokens
 
-    def end(self, *, failed: bool) -> None:
+    def end(self, *, failed: bool) -> Outcome:
         self.duration = time.perf_counter() - self._began
         self.failed = failed
+        return self

@@ -7,7 +7,9 @@ from datetime import datetime
 import msgspec
 
 from serving.runtime.reconciler import Reconciler
+from serving.runtime.rollouts import Rollouts
 from serving.runtime.served_version import ServedVersion
+from serving.runtime.wanted import CANARY, Wanted
 
 
 class ReplicaStatus(msgspec.Struct):
@@ -39,6 +41,20 @@ class LabelStatus(msgspec.Struct):
     wanted: int
 
 
+class RolloutStatus(msgspec.Struct):
+    """A rollout of `version` that is under way: at which of its steps, from 1, the percentage of
+    the traffic it has there, seconds since it began that step or null before, and `told`: how it
+    does and what it waits for."""
+
+    version: int
+    step: int
+    steps: list[int]
+    percent: int
+    elapsed: float | None
+    every: float
+    told: str
+
+
 class ModelStatus(msgspec.Struct):
     """`pinned`: production moves only when somebody moves it; it follows the policy until then."""
 
@@ -48,6 +64,7 @@ class ModelStatus(msgspec.Struct):
     traffic: dict[str, int]
     shadow: float
     versions: list[VersionStatus]
+    rollout: RolloutStatus | None = None
 
 
 class Status(msgspec.Struct):
@@ -59,7 +76,7 @@ class Status(msgspec.Struct):
     fault: str = ""
 
 
-def status(reconciler: Reconciler) -> Status:
+def status(reconciler: Reconciler, rollouts: Rollouts) -> Status:
     routing = reconciler.file.routing
     models = {}
     for name, labels in reconciler.labels.items():
@@ -78,8 +95,25 @@ def status(reconciler: Reconciler) -> Status:
             traffic=dict(wanted.traffic),
             shadow=wanted.shadow,
             versions=versions,
+            rollout=_rollout(rollouts, name, wanted),
         )
     return Status(routing.revision, reconciler.ready, models, reconciler.file.fault)
+
+
+def _rollout(rollouts: Rollouts, name: str, wanted: Wanted) -> RolloutStatus | None:
+    rollout = wanted.rollout
+    if rollout is None:
+        return None
+    watch = rollouts.watch(name)
+    return RolloutStatus(
+        version=wanted.labels[CANARY],
+        step=rollout.step + 1,
+        steps=rollout.steps,
+        percent=rollout.percent,
+        elapsed=watch.elapsed if watch else None,
+        every=rollout.every,
+        told=watch.told if watch else "",
+    )
 
 
 def _version(reconciler: Reconciler, served: ServedVersion, labels: list[str]) -> VersionStatus:

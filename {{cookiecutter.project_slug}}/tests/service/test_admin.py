@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from commands import command, complaint, said
 from live_service import PROJECT, Service, eventually, free_port
 from versions import import_versions, in_production, status_of, version_states
 
@@ -97,6 +98,20 @@ def test_every_change_is_in_the_history_with_who_made_it(service: Service) -> No
         ("PUT", "shadow", {"percent": 101}, (400, "invalid_request", "percent")),
         ("PUT", "shadow", {"percent": 10}, (409, "refused", None)),
         ("POST", "promote", {}, (409, "refused", None)),
+        ("POST", "rollout", {"version": 2}, (400, "invalid_request", "steps")),
+        (
+            "POST",
+            "rollout",
+            {"version": 2, "steps": [50, 5], "every": 1},
+            (400, "invalid_request", None),
+        ),
+        (
+            "POST",
+            "rollout",
+            {"version": 1, "steps": [5], "every": 1},
+            (409, "refused", None),
+        ),
+        ("DELETE", "rollout", None, (409, "refused", None)),
         ("DELETE", "labels/canary", None, (409, "refused", None)),
         ("DELETE", "labels/canary?revision=x", None, (400, "invalid_request", "revision")),
         ("GET", "labels/canary", None, (405, "method_not_allowed", None)),
@@ -136,32 +151,6 @@ def test_who_is_not_on_this_machine_is_refused(service: Service, headers: dict[s
 # The commands.
 
 
-def command(service: Service, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "serving.cli", *words],
-        cwd=PROJECT,
-        env={**os.environ, "SERVING_URL": service.url, "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def said(service: Service, *words: str) -> str:
-    done = command(service, *words)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
-def complaint(done: subprocess.CompletedProcess[str]) -> str:
-    """One sentence, no traceback."""
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("serving: ")
-    return done.stderr
-
-
 def test_a_canary_from_its_import_to_production_and_back_by_commands(service: Service) -> None:
     assert "chat@canary is chat:2" in said(service, "labels", "set", "chat", "canary", "2")
     assert "production=90 canary=10" in said(
@@ -189,6 +178,12 @@ def test_a_refusal_is_one_sentence_and_exit_status_1(service: Service) -> None:
     assert "chat:9 is not in the model store." in complaint(missing)
     stale = command(service, "labels", "set", "chat", "canary", "1", "--revision", "0")
     assert "somebody changed the routing meanwhile" in complaint(stale)
+    every = command(service, "rollout", "start", "chat", "2", "--every", "10")
+    assert "--every: '10' is no time; write 90s, 10m or 2h." in complaint(every)
+    rate = command(service, "rollout", "start", "chat", "2", "--max-error-rate", "few")
+    assert "--max-error-rate: 'few' is no number" in complaint(rate)
+    steps = command(service, "rollout", "start", "chat", "2", "--steps", "50,5")
+    assert "each must be larger than the one before" in complaint(steps)
     share = command(service, "traffic", "chat", "canary:10")
     assert "write LABEL=WEIGHT, as in canary=10" in complaint(share)
 

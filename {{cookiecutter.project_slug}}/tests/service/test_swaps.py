@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import random
 import re
-import signal
 import threading
 import time
 from collections import Counter
@@ -18,13 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import scripted_engine
-from live_service import Service, alive, chat_body, eventually
+from live_service import Service, chat_body, eventually
 from scripted_engine import script
 from streams import Crowd
-from versions import engines, import_versions, in_production, status_of, version_states
+from versions import (
+    all_gone,
+    engines,
+    family_of,
+    import_versions,
+    in_production,
+    kill,
+    status_of,
+    version_states,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("deadline")]
 
@@ -187,16 +193,6 @@ async def test_a_tenth_of_the_callers_meets_the_canary_and_each_stays_on_its_sid
     assert abs(canary - 100) < 4 * (1000 * 0.1 * 0.9) ** 0.5
 
 
-def kill(family: list[int]) -> None:
-    for pid in family:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def all_gone(family: list[int]) -> bool:
-    return not any(map(alive, family))
-
-
 def test_kill_9_in_the_middle_of_label_moves_leaves_the_old_or_the_new_state(
     serve: Serve, model_template: Path
 ) -> None:
@@ -210,8 +206,7 @@ def test_kill_9_in_the_middle_of_label_moves_leaves_the_old_or_the_new_state(
         eventually(lambda: version_states(service) == {1: "ready", 2: "ready"}, "both are ready")
         acknowledged = json.loads(path.read_text("utf-8"))["revision"]
         assert service.process is not None
-        parent = psutil.Process(service.process.pid)
-        family = [parent.pid, *(child.pid for child in parent.children(recursive=True))]
+        family = family_of(service)
         threading.Timer(random.uniform(0.1, 0.5), kill, [family]).start()
         with contextlib.suppress(httpx.HTTPError):
             while True:
