@@ -16,7 +16,15 @@ from typing import Any
 from serving.runtime.balancing import by_prefix
 from serving.runtime.replica import State
 from serving.runtime.routing import Router, ServedModel, Snapshot, Target
+from serving.settings import Settings
 
+SETTINGS = Settings.model_validate(
+    {
+        "service": {"name": "bench"},
+        "engine": {"name": "vllm", "max_model_len": 256},
+        "models": {"chat": {}},
+    }
+)
 REQUESTS = 20_000
 ROUNDS = 15
 
@@ -29,7 +37,7 @@ def target(number: int, replicas: int, **more: Any) -> Target:
 def router(replicas: int = 1, traffic: dict[str, int] | None = None, **more: Any) -> Router:
     targets = {3: target(3, replicas, **more), 4: target(4, replicas, **more)}
     model = ServedModel(targets, {"production": 3, "canary": 4}, traffic or {})
-    made = Router(1, 10)
+    made = Router(SETTINGS)
     made.publish(Snapshot({"chat": model}))
     return made
 

@@ -14,20 +14,23 @@ from serving.gateway.metrics import serving_metrics
 from serving.gateway.oip import Oip
 from serving.runtime.operations import Operations
 from serving.runtime.reconciler import Reconciler
+from serving.runtime.reload import Reloader
 from serving.runtime.rollouts import Rollouts
 from serving.runtime.shutdown import Shutdown
 from serving.runtime.startup import load
 
 HERE = Path(__file__).parent
 
-settings, store, routing = load(Path(os.environ.get("SERVING_CONFIG", HERE / "serving.yaml")))
+config = Path(os.environ.get("SERVING_CONFIG", HERE / "serving.yaml"))
+settings, store, routing = load(config)
 
 reconciler = Reconciler(settings, store, routing, HERE / "warmup_hooks.py")
-shutdown = Shutdown(settings.timeouts.drain)
+shutdown = Shutdown(settings)
 operations = Operations(reconciler)
 rollouts = Rollouts(reconciler, operations)
+reloader = Reloader(config, settings, reconciler)
 operators = [
-    *Admin(reconciler, operations, rollouts).routes,
+    *Admin(reconciler, operations, rollouts, reloader).routes,
     *Oip(reconciler, operations).routes,
 ]
 app = create_app(settings, reconciler.router, shutdown, operators, rollouts.note)
@@ -51,6 +54,7 @@ class Service:
         shutdown.install()
         reconciler.start()
         rollouts.start()
+        reloader.start()
         # What is loaded by now stays. Left to the collector, walking it halts every stream for a
         # twentieth of a second, now and then.
         gc.collect()
@@ -58,6 +62,7 @@ class Service:
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
+        await reloader.stop()
         await rollouts.stop()
         await reconciler.stop()
 

@@ -144,7 +144,12 @@ def status(
 
 def _table(status: dict[str, Any]) -> RenderableType:
     table = Table("version", "state", "labels", "traffic", "replicas", "running", box=None)
-    notes = [Text(status["fault"], style="red")] if status["fault"] else []
+    settings = status["settings"]
+    faults = filter(None, (status["fault"], settings["fault"]))
+    notes = [Text(fault, style="red") for fault in faults]
+    if settings["waiting"]:
+        waiting = ", ".join(settings["waiting"])
+        notes.append(Text(f"serving.yaml: restart for {waiting}", style="yellow"))
     for name, model in status["models"].items():
         total = sum(model["traffic"].values()) or 1
         weights = model["traffic"] or {"production": 1}

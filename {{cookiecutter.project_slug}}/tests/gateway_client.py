@@ -33,8 +33,8 @@ def settings(**timeouts: float) -> Settings:
             "service": {"name": "llm"},
             "engine": {"name": "vllm", "max_model_len": 512},
             "models": {"chat": {}},
-            "timeouts": timeouts,
-            "limits": {"max_body_bytes": 4096},
+            "timeouts": {"lazy": 1, **timeouts},
+            "limits": {"max_body_bytes": 4096, "waiting": 10},
         }
     )
 
@@ -132,7 +132,8 @@ async def gateway(
 ) -> AsyncIterator[Gateway]:
     async with serving(handler) as server:
         replica = replica_at(server.port, engine)
-        router, shutdown = Router(1, 10), Shutdown(60)
+        made = settings(drain=60, **timeouts)
+        router, shutdown = Router(made), Shutdown(made)
         router.publish(snapshot(replica))
-        app = create_app(settings(**timeouts), router, shutdown)
+        app = create_app(made, router, shutdown)
         yield Gateway(app, router, shutdown, server, replica)

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import psutil
-from live_service import Service
+from live_service import Service, alive
 
 from serving.runtime.store import ModelStore
 

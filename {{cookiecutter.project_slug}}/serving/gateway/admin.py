@@ -19,6 +19,7 @@ from serving.contract.errors import ApiError, from_validation
 from serving.gateway.http import read_body, request_id
 from serving.runtime.operations import Operations, Refused, UnknownModel
 from serving.runtime.reconciler import Reconciler
+from serving.runtime.reload import Reloader
 from serving.runtime.rollouts import Rollouts
 from serving.runtime.routing_file import RevisionConflict, RoutingFileError
 from serving.runtime.status import Status, status
@@ -71,10 +72,17 @@ _B = TypeVar("_B", bound=_Body)
 class Admin:
     """The routes under `/admin`."""
 
-    def __init__(self, reconciler: Reconciler, operations: Operations, rollouts: Rollouts) -> None:
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        operations: Operations,
+        rollouts: Rollouts,
+        reloader: Reloader,
+    ) -> None:
         self._reconciler = reconciler
         self._operations = operations
         self._rollouts = rollouts
+        self._reloader = reloader
 
     @property
     def routes(self) -> list[Route]:
@@ -93,7 +101,7 @@ class Admin:
         ]
 
     async def status(self, _: Request) -> Status:
-        return status(self._reconciler, self._rollouts)
+        return status(self._reconciler, self._rollouts, self._reloader)
 
     async def history(self, _: Request) -> dict[str, Any]:
         routing = self._reconciler.file.routing

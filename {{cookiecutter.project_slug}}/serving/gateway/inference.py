@@ -68,8 +68,7 @@ class Inference:
         note: Callable[[Outcome], None],
     ) -> None:
         self._endpoint = endpoint
-        self._timeouts = settings.timeouts
-        self._max_body = settings.limits.max_body_bytes
+        self._settings = settings
         self._router = router
         self._shadows = shadows
         self._shutdown = shutdown
@@ -84,7 +83,9 @@ class Inference:
         responder = Responder(scope, send)
         watch = ClientWatch(receive, responder)
         try:
-            request = self._parse(await read_body(scope, receive, self._max_body))
+            request = self._parse(
+                await read_body(scope, receive, self._settings.limits.max_body_bytes)
+            )
             with self._shutdown.request(), watch:
                 await self._answer(request, caller_of(scope, request.user), responder)
         except ApiError as error:
@@ -164,9 +165,10 @@ class Inference:
         call = await encode(request, route)
         reply = self._endpoint.reply(request, route.target.tag)
         stream = EngineStream(route.replica.engine, route.replica.wire, request, call)
-        silence = Silence(self._timeouts)
+        timeouts = self._settings.timeouts
+        silence = Silence(timeouts)
         try:
-            async with asyncio.timeout(None if request.stream else self._timeouts.answer):
+            async with asyncio.timeout(None if request.stream else timeouts.answer):
                 while not stream.complete:
                     events = await stream.next(silence.patience)
                     if events is None:
@@ -184,9 +186,8 @@ class Inference:
             else:
                 await responder.json(reply.whole())
         except TimeoutError:
-            limit = self._timeouts.answer
             raise timed_out(
-                f"The answer took over {limit:g} s; stream it or ask for less."
+                f"The answer took over {timeouts.answer:g} s; stream it or ask for less."
             ) from None
         finally:
             await stream.close()

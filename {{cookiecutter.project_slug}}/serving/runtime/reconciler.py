@@ -41,7 +41,7 @@ class Reconciler:
     def __init__(
         self, settings: Settings, store: ModelStore, file: RoutingFile, hooks: Path
     ) -> None:
-        self.router = Router(settings.timeouts.lazy, settings.limits.waiting)
+        self.router = Router(settings)
         self.settings = settings
         self.store = store
         self.file = file

@@ -27,6 +27,7 @@ from serving.contract.errors import (
 from serving.runtime.balancing import least_in_flight
 from serving.runtime.replica import Replica, State
 from serving.runtime.wanted import PRODUCTION
+from serving.settings import Settings
 
 _ADDRESS = re.compile(
     r"(?P<name>[^:@/]+)(/(?P<adapter>[^:@/]+))?"
@@ -152,10 +153,10 @@ class Snapshot:
 class Router:
     """Holds the newest snapshot."""
 
-    def __init__(self, patience: float, room: int) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.snapshot = Snapshot()
-        self._patience = patience  # seconds a request waits for a version to load
-        self._room = room  # requests that may wait
+        self._settings = settings
+        self._waiting = 0  # requests, for a version to load
         self._published = asyncio.Event()
 
     def publish(self, snapshot: Snapshot) -> None:
@@ -188,18 +189,18 @@ class Router:
         return Route(target, replica, label, adapter)
 
     async def _loaded(self, address: str, caller: str) -> Target:
-        if not self._room:
+        if self._waiting >= self._settings.limits.waiting:
             raise overloaded("Too many requests wait for a model to load; ask again in a moment.")
-        self._room -= 1
+        self._waiting += 1
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._patience):
+                async with asyncio.timeout(self._settings.timeouts.lazy):
                     while not (target := self.snapshot.find(address, caller)[0]).replicas:
                         if target.state == State.FAILED:
                             break
                         await self._published.wait()
         finally:
-            self._room += 1
+            self._waiting -= 1
         return self.snapshot.find(address, caller)[0]
 
     @staticmethod

@@ -14,7 +14,7 @@ from serving.runtime.keeper import Keeper
 from serving.runtime.replica import Replica, State
 from serving.runtime.routing import Balance
 from serving.runtime.store import ModelStore, Version
-from serving.settings import GpuEngine, Settings
+from serving.settings import GpuEngine, ModelSection, Settings
 
 log = logging.getLogger("bentoml.serving")
 
@@ -43,7 +43,7 @@ class ServedVersion:
         self.version = version
         self.section = settings.engine_of(version.name, version.number)
         self.cut = 0
-        self._model = settings.models[version.name]
+        self._settings = settings
         self._store = store
         self._refused = refused
         self._changed = changed
@@ -58,6 +58,10 @@ class ServedVersion:
         self._ending: asyncio.Task[None] | None = None
         self._stopping = False
         self._stopped = False
+
+    @property
+    def _model(self) -> ModelSection:
+        return self._settings.models[self.version.name]
 
     @property
     def state(self) -> State:

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from serving.contract.errors import shutting_down
+from serving.settings import Settings
 
 log = logging.getLogger("bentoml.serving")
 
@@ -30,14 +31,14 @@ LAST_WORDS = 2.0
 class Shutdown:
     """Counts the requests under way and holds a stop back until they are done.
 
-    `limit` is the seconds they get. `started` tells that the stop has begun, `cutting` that the
+    `settings` say how many seconds they get. `started` tells that the stop has begun, `cutting` that the
     time is up: the tasks of the requests that still run are then cancelled.
     """
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.started = False
         self.cutting = False
-        self._limit = limit
+        self._settings = settings
         self._running: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
         self._previous: dict[int, Any] = {}
@@ -81,11 +82,12 @@ class Shutdown:
             return
         self.started = True
         if self._running:
-            log.info("stopping: %d requests get %g s to finish", len(self._running), self._limit)
+            drain = self._settings.timeouts.drain
+            log.info("stopping: %d requests get %g s to finish", len(self._running), drain)
         self._spawn(self._drain(number))
 
     async def _drain(self, number: int) -> None:
-        await self._until(time.monotonic() + self._limit)
+        await self._until(time.monotonic() + self._settings.timeouts.drain)
         if self._running:
             log.warning("stopping: %d requests are cut off", len(self._running))
             self.cutting = True

@@ -7,6 +7,7 @@ from datetime import datetime
 import msgspec
 
 from serving.runtime.reconciler import Reconciler
+from serving.runtime.reload import Reloader
 from serving.runtime.rollouts import Rollouts
 from serving.runtime.served_version import ServedVersion
 from serving.runtime.wanted import CANARY, Wanted
@@ -67,16 +68,25 @@ class ModelStatus(msgspec.Struct):
     rollout: RolloutStatus | None = None
 
 
+class SettingsStatus(msgspec.Struct):
+    """`fault` is what is wrong with serving.yaml, whose last good settings are in force; `waiting`
+    are the keys changed in it that need a restart."""
+
+    fault: str
+    waiting: list[str]
+
+
 class Status(msgspec.Struct):
     """`fault` is what is wrong with state/routing.json, whose last good state is in force."""
 
     revision: int
     ready: bool
     models: dict[str, ModelStatus]
+    settings: SettingsStatus
     fault: str = ""
 
 
-def status(reconciler: Reconciler, rollouts: Rollouts) -> Status:
+def status(reconciler: Reconciler, rollouts: Rollouts, reloader: Reloader) -> Status:
     routing = reconciler.file.routing
     models = {}
     for name, labels in reconciler.labels.items():
@@ -97,7 +107,13 @@ def status(reconciler: Reconciler, rollouts: Rollouts) -> Status:
             versions=versions,
             rollout=_rollout(rollouts, name, wanted),
         )
-    return Status(routing.revision, reconciler.ready, models, reconciler.file.fault)
+    return Status(
+        routing.revision,
+        reconciler.ready,
+        models,
+        SettingsStatus(reloader.fault, reloader.waiting),
+        reconciler.file.fault,
+    )
 
 
 def _rollout(rollouts: Rollouts, name: str, wanted: Wanted) -> RolloutStatus | None:

@@ -1,6 +1,13 @@
 """serving.yaml as typed settings: `document` is the file, `engines` its engine sections."""
 
-from serving.settings.document import Settings, SettingsError, Timeouts, Warmup, load_settings
+from serving.settings.document import (
+    ModelSection,
+    Settings,
+    SettingsError,
+    Timeouts,
+    Warmup,
+    load_settings,
+)
 from serving.settings.engines import (
     EngineBase,
     EngineSettings,
@@ -16,6 +23,7 @@ __all__ = [
     "EngineBase",
     "EngineSettings",
     "GpuEngine",
+    "ModelSection",
     "OpenAICompatibleEngine",
     "ProcessEngine",
     "Settings",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from serving.settings.engines import EngineSettings, ProcessEngine
 from serving.settings.faults import sentence
@@ -142,6 +142,11 @@ class Limits(Section):
 
 
 class Settings(Section):
+    """The whole document. Everybody holds the same one: its sections are frozen, and replaced whole
+    when serving.yaml changes while the service runs."""
+
+    model_config = ConfigDict(frozen=False)
+
     service: ServiceSection
     engine: EngineSettings
     models: Annotated[dict[Name, ModelSection], Field(min_length=1)]

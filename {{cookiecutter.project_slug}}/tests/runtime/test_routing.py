@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from gateway_client import settings
 
 from serving.contract.errors import ApiError
 from serving.runtime.replica import Replica, State
@@ -44,7 +45,7 @@ def snapshot(
 
 
 def router(of: Target, patience: float = 10) -> Router:
-    router = Router(patience, 10)
+    router = Router(settings(lazy=patience))
     router.publish(snapshot(of))
     return router
 
@@ -165,12 +166,12 @@ async def test_a_request_holds_the_snapshot_it_began_with() -> None:
 
 async def test_before_the_first_snapshot_nothing_is_served() -> None:
     with pytest.raises(ApiError) as caught:
-        await Router(1, 10).route("chat")
+        await Router(settings()).route("chat")
     assert caught.value.status == 404
 
 
 async def test_a_label_leads_to_its_version_and_nowhere_else() -> None:
-    routes = Router(1, 10)
+    routes = Router(settings())
     routes.publish(snapshot(target(number=3), target(number=4), labels={"canary": 4}))
     route = await routes.route("chat@canary")
     assert (route.target.number, route.label) == (4, "canary")

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from gateway_client import settings
 
 from serving.contract.errors import ApiError
 from serving.runtime import shutdown as module
@@ -45,7 +46,7 @@ def installed(limit: float) -> tuple[Shutdown, Server]:
     server = Server()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle)
-    shutdown = Shutdown(limit)
+    shutdown = Shutdown(settings(drain=limit))
     shutdown.install()
     return shutdown, server
 
