@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from serving.settings.document import ModelSection, Settings
 
-_SECTIONS = ("timeouts", "restarts", "limits")
+#: What makes up `Timeouts.longest_wait`.
+_LONG = ("lazy", "answer", "start", "warmup")
 _OF_A_MODEL = (
     "versions",
     "balance",
@@ -30,11 +32,13 @@ def take_over(
     it runs, so that nothing may wait longer.
     """
     before = running.model_dump()
-    for name in _SECTIONS:
-        if name != "timeouts" or new.timeouts.longest_wait <= longest_wait:
-            setattr(running, name, getattr(new, name))
+    running.restarts, running.limits = new.restarts, new.limits
+    running.timeouts = new.timeouts
+    if new.timeouts.longest_wait > longest_wait:
+        kept = {name: before["timeouts"][name] for name in _LONG}
+        running.timeouts = new.timeouts.model_copy(update=kept)
     running.models = {
-        name: _merged(section, new.models[name], lambda number, name=name: served(name, number))
+        name: _merged(section, new.models[name], partial(served, name))
         if name in new.models
         else section
         for name, section in running.models.items()
