@@ -88,7 +88,7 @@ def test_a_version_that_is_not_loaded_gets_its_own_engine_at_once() -> None:
 
 def test_what_waits_does_not_hold_up_what_does_not() -> None:
     running = settings()
-    sections = {
+    sections: dict[str, Any] = {
         "engine": {"name": "vllm", "max_model_len": 512},
         "limits": {"waiting": 5},
     }

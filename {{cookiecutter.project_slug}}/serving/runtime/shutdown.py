@@ -31,8 +31,8 @@ LAST_WORDS = 2.0
 class Shutdown:
     """Counts the requests under way and holds a stop back until they are done.
 
-    `settings` say how many seconds they get. `started` tells that the stop has begun, `cutting` that the
-    time is up: the tasks of the requests that still run are then cancelled.
+    `settings` say how many seconds they get. `started` tells that the stop has begun, `cutting`
+    that the time is up: the tasks of the requests that still run are then cancelled.
     """
 
     def __init__(self, settings: Settings) -> None:

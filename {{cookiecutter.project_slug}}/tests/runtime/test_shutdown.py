@@ -128,7 +128,7 @@ async def test_answers_that_outlast_the_limit_are_cut_off() -> None:
 
 
 async def test_a_cut_request_may_still_say_its_last_words() -> None:
-    shutdown, server = installed(limit=0)
+    shutdown, server = installed(limit=0.001)
     said = asyncio.Event()
 
     async def run() -> None:
@@ -152,7 +152,7 @@ async def test_a_request_that_will_not_end_does_not_keep_the_service_alive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "LAST_WORDS", 0.05)
-    shutdown, server = installed(limit=0)
+    shutdown, server = installed(limit=0.001)
     release = asyncio.Event()
 
     async def run() -> None:
