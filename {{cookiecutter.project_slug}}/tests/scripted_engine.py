@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import os
@@ -28,7 +29,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections import deque
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import httptools
 
@@ -112,6 +113,8 @@ class Script:
 class Behaviour:
     """How the process starts and lives.
 
+    With `one_device`, only one engine of those that share the behaviour has a device at a time: one
+    that finds it taken ends at its start, or stays asleep. One that `sleeps_deeply` never wakes.
     `crash_at_start` is said on stderr, by the first `crash_first_n` starts (0: by all).
     `health_503_after` names a file whose existence makes /health answer 503. `default` is the
     `Script` of prompts that carry none.
@@ -125,6 +128,8 @@ class Behaviour:
     health_503_after: str | None = None
     secret_echo: bool = False
     spawn_child: bool = False
+    one_device: bool = False
+    sleeps_deeply: bool = False
     default: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -180,6 +185,11 @@ class Dialect(ABC):
     def key(cls, options: argparse.Namespace) -> str:
         """The key its callers must show; empty when it asks for none."""
         return ""
+
+    @classmethod
+    def sleep_paths(cls, options: argparse.Namespace) -> tuple[str, str]:
+        """Where it is put to sleep and woken; empty when it cannot."""
+        return "", ""
 
     @staticmethod
     def unauthorized() -> bytes:
@@ -271,7 +281,14 @@ class VllmDialect(Dialect):
         parser.add_argument("--gpu-memory-utilization", type=float)
         parser.add_argument("--enforce-eager", action="store_true")
         parser.add_argument("--enable-prompt-tokens-details", action="store_true")
+        parser.add_argument("--enable-sleep-mode", action="store_true")
         return parser
+
+    @classmethod
+    def sleep_paths(cls, options: argparse.Namespace) -> tuple[str, str]:
+        if options.enable_sleep_mode and os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
+            return "/sleep?level=1", "/wake_up"
+        return "", ""
 
     @classmethod
     def key(cls, options: argparse.Namespace) -> str:
@@ -344,7 +361,15 @@ class SglangDialect(Dialect):
         parser.add_argument("--sleep-on-idle", action="store_true")
         parser.add_argument("--enable-metrics", action="store_true")
         parser.add_argument("--enable-cache-report", action="store_true")
+        parser.add_argument("--enable-memory-saver", action="store_true")
+        parser.add_argument("--enable-weights-cpu-backup", action="store_true")
         return parser
+
+    @classmethod
+    def sleep_paths(cls, options: argparse.Namespace) -> tuple[str, str]:
+        if options.enable_memory_saver and options.enable_weights_cpu_backup:
+            return "/release_memory_occupation", "/resume_memory_occupation"
+        return "", ""
 
     @classmethod
     def key(cls, options: argparse.Namespace) -> str:
@@ -518,6 +543,8 @@ class Stats:
     paused: int = 0
     written: int = 0
     refused_keys: int = 0
+    asleep: bool = False
+    slept: int = 0
     bodies: deque[Any] = dataclasses.field(default_factory=lambda: deque(maxlen=200))
 
     def encode(self) -> bytes:
@@ -534,6 +561,7 @@ class Server:
         self.key = dialect.key(options)
         self.stats = Stats()
         self.stopping = asyncio.Event()
+        self.device: IO[str] | None = None
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -549,6 +577,34 @@ class Server:
             sys.exit(f"{error}")
         print(f"{self.dialect.name} listens on {self.options.port}", flush=True)
         await self.stopping.wait()  # running streams are cut, as by the rudest engine
+
+    def take_device(self, told: str) -> bool:
+        """The lock is free again when this process ends, however it does."""
+        if self.behaviour.one_device:
+            device = Path(told).with_suffix(".device").open("w")
+            try:
+                fcntl.flock(device, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            self.device = device
+        return True
+
+    def sleep(self) -> int:
+        """The status of the answer; as SGLang, it breaks when it is told to sleep at work."""
+        if self.stats.in_flight or self.stats.asleep:
+            self.stopping.set()
+            return 500
+        self.stats.asleep = True
+        self.stats.slept += 1
+        if self.device is not None:
+            self.device.close()
+        return 200
+
+    def wake(self) -> int:
+        if self.behaviour.sleeps_deeply or not self.take_device(os.environ["SCRIPTED_BEHAVIOUR"]):
+            return 500
+        self.stats.asleep = False
+        return 200
 
     @property
     def healthy(self) -> bool:
@@ -618,6 +674,11 @@ class Connection(asyncio.Protocol):
         elif server.key and authorization != f"Bearer {server.key}":
             server.stats.refused_keys += 1
             self.reply(401, server.dialect.unauthorized())
+        elif path in server.dialect.sleep_paths(server.options):
+            down, _ = server.dialect.sleep_paths(server.options)
+            self.reply(server.sleep() if path == down else server.wake(), b"{}")
+        elif server.stats.asleep:
+            self.reply(500, b"{}")
         elif path in ("/v1/chat/completions", "/v1/completions"):
             stats = server.stats
             stats.requests += 1
@@ -836,6 +897,8 @@ async def _serve(
 ) -> None:
     server = Server(dialect, options, behaviour)
     server.stats.starts = starts
+    if not server.take_device(os.environ.get("SCRIPTED_BEHAVIOUR", "")):
+        sys.exit("CUDA out of memory")
     if behaviour.secret_echo:
         print(f"my key is {server.key}, guard it well", flush=True)
     if behaviour.spawn_child:

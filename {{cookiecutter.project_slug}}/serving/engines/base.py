@@ -40,12 +40,23 @@ MODEL = "model"
 @dataclass(frozen=True)
 class Launch:
     """Where one engine process listens. `key` is a secret made for this start only; `folder` is
-    private to this start and readable by the service's user alone."""
+    private to this start and readable by the service's user alone. One that `sleeps` must be able
+    to; see `Sleep`."""
 
     host: str
     port: int
     key: str
     folder: Path
+    sleeps: bool = False
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """The paths at which an engine is told to move its weights from its device into the machine's
+    memory, and back. Only while it answers nothing."""
+
+    down: str
+    up: str
 
 
 @dataclass(frozen=True)
@@ -235,10 +246,12 @@ class Engine(ABC):
 class LocalEngine(Engine):
     """An engine that is a child process of the gateway.
 
-    `takes_key` says whether it can demand the launch key of its callers.
+    `takes_key` says whether it can demand the launch key of its callers; `sleep` how it sleeps, if
+    it can.
     """
 
     takes_key: ClassVar[bool]
+    sleep: ClassVar[Sleep | None] = None
 
     settings: ProcessEngine
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from serving.contract.events import Delta
 from serving.contract.sampling import Generation, Request
-from serving.engines.base import MODEL, Launch
+from serving.engines.base import MODEL, Launch, Sleep
 from serving.engines.batching import BatchingEngine
 from serving.engines.dialect import Chunk, Decoder, StreamDecoder
 from serving.engines.metrics import Gauges
@@ -30,6 +30,7 @@ class Sglang(BatchingEngine):
 
     name: ClassVar[str] = "sglang"
     takes_key: ClassVar[bool] = True
+    sleep: ClassVar[Sleep | None] = Sleep("/release_memory_occupation", "/resume_memory_occupation")
     gauges: ClassVar[Gauges] = Gauges(
         running="sglang:num_running_reqs",
         waiting="sglang:num_queue_reqs",
@@ -77,6 +78,8 @@ class Sglang(BatchingEngine):
             "config": _config(launch),
             "enable-metrics": True,
             "enable-cache-report": True,
+            "enable-memory-saver": True if launch.sleeps else None,
+            "enable-weights-cpu-backup": True if launch.sleeps else None,
             **self._flags(),
         }
         return [str(self.program), "-m", "sglang.launch_server", *command_line(flags)]

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from serving.contract.chat import ChatRequest
 from serving.contract.sampling import Generation
-from serving.engines.base import MODEL, Launch
+from serving.engines.base import MODEL, Launch, Sleep
 from serving.engines.batching import BatchingEngine
 from serving.engines.metrics import Gauges
 from serving.settings import VllmEngine
@@ -27,6 +27,7 @@ class Vllm(BatchingEngine):
 
     name: ClassVar[str] = "vllm"
     takes_key: ClassVar[bool] = True
+    sleep: ClassVar[Sleep | None] = Sleep("/sleep?level=1", "/wake_up")
     compiles_logprobs: ClassVar[bool] = True
     gauges: ClassVar[Gauges] = Gauges(
         running="vllm:num_requests_running",
@@ -47,6 +48,7 @@ class Vllm(BatchingEngine):
             "port": launch.port,
             "served-model-name": MODEL,
             "enable-prompt-tokens-details": True,
+            "enable-sleep-mode": True if launch.sleeps else None,
             **self._flags(),
             **self.settings.engine_args,
         }
@@ -122,4 +124,6 @@ class Vllm(BatchingEngine):
     def environment(self, launch: Launch) -> dict[str, str]:
         # The key goes by environment: the command line can be read by every user of the machine.
         own = {"VLLM_API_KEY": launch.key, "VLLM_NO_USAGE_STATS": "1"}
+        if launch.sleeps:  # its sleep is one of several routes that ask for no key: loopback only
+            own["VLLM_SERVER_DEV_MODE"] = "1"
         return {**self.settings.env, **own}

@@ -13,8 +13,12 @@ from dataclasses import dataclass, field
 class Place:
     """The place in memory of one model: `number` has it, or gets it as soon as it is free. While
     `swapping` no version has answered there since `before` left; that one comes back if need be.
-    `failed` are those that were tried since a version answered, so that none is tried for ever."""
+    `failed` are those that were tried since a version answered, so that none is tried for ever.
+    Where versions can sleep, `asleep` is the one that answered there last, which need not start to
+    come back."""
 
+    sleeps: bool = False
+    asleep: int | None = None
     number: int | None = None
     before: int | None = None
     swapping: bool = False
@@ -39,6 +43,9 @@ class Place:
         if chosen == now:
             self.swapping = self.swapping and now not in self.failed
             return
+        if self.sleeps:
+            left = now if now is not None and ready(now) else self.asleep
+            self.asleep = None if left == chosen else left
         self.number = chosen
         self.swapping = now is not None
         self.before = None if now in self.failed else now

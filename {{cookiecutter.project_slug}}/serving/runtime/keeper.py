@@ -50,6 +50,7 @@ class Keeper:
         self._changed = changed
         self._index = index
         self._patient = patient
+        self._resting = False
         self._stopped = False
         self._idle_state = State.LOADING
 
@@ -66,7 +67,7 @@ class Keeper:
         deaths = 0
         while deaths < attempts:
             served = await self._one_life()
-            if served is None:
+            if served is None or self._resting:
                 return
             if not served and not self._patient:
                 self._fail(self.reason)
@@ -80,6 +81,21 @@ class Keeper:
                 await asyncio.sleep(pause)
                 self.restarts += 1
         self._fail(f"{self.reason}; {deaths} starts in a row ended so, giving up")
+
+    async def sleep(self) -> None:
+        """The replica gives its device up; `run` ends should it die meanwhile. Raises
+        `ReplicaDied`."""
+        self._resting = True
+        if self.replica is None:
+            raise ReplicaDied("its engine is gone")
+        await self.replica.sleep()
+
+    async def wake(self) -> None:
+        """Raises `ReplicaDied`."""
+        if self.replica is None:
+            raise ReplicaDied("its engine is gone")
+        await self.replica.wake(self._changed)
+        self._resting = False
 
     async def stop(self) -> None:
         """Ends the engine; `run` must have been cancelled."""

@@ -54,7 +54,9 @@ class Reconciler:
         self._present: dict[str, list[int]] = {}
         self._held: Counter[tuple[str, int]] = Counter()
         self._places = {
-            name: Place() for name, model in settings.models.items() if model.swap == "in_place"
+            name: Place(sleeps=model.swap == "sleep")
+            for name, model in settings.models.items()
+            if model.swap != "side_by_side"
         }
         self._hooks = hooks
         self._ending: set[asyncio.Task[None]] = set()
@@ -168,11 +170,17 @@ class Reconciler:
             self._choose(name, place)
             # One that failed is kept besides, for its reason.
             asked = self._asked_in_place(name)
-            return {*asked, *([] if place.number is None else [place.number])}
+            return {*asked, *([] if place.number is None else [place.number]), *self._asleep(name)}
         wanted = self.file.routing.of(name)
         latest = self.settings.models[name].versions.policy == "latest"
         policy = [] if latest and PRODUCTION in wanted.labels else self._policy(name)
         return {*policy, *wanted.labels.values(), *wanted.loaded, *self.held(name)}
+
+    def _asleep(self, name: str) -> list[int]:
+        """The version that sleeps beside the one in the place, or is about to."""
+        place = self._places.get(name)
+        number = place.asleep if place is not None else None
+        return [] if number is None or self._gone(self.served[name].get(number)) else [number]
 
     def _choose(self, name: str, place: Place) -> None:
         served, asked = self.served[name], self._asked_in_place(name)
@@ -221,7 +229,7 @@ class Reconciler:
         while new := sorted(n for n in self._asked(name) if self._gone(served.get(n))):
             for number in new:
                 served[number] = self._new(name, number)
-        for number in self._asked(name):
+        for number in self._asked(name) - set(self._asleep(name)):
             if served[number].state == State.DRAINING:
                 served[number].resume()
 
@@ -253,7 +261,11 @@ class Reconciler:
             number != place.number or any(version.takes_memory for version in others)
         ):
             return
-        self.served[name][number].start()
+        version = self.served[name][number]
+        if version.state == State.ASLEEP:
+            version.wake()
+        else:
+            version.start()
 
     def _start_what_waits(self) -> None:
         """What an operator loads at once; else models of lower priority once those above have
@@ -266,8 +278,9 @@ class Reconciler:
         unsettled = [
             (self.settings.models[version.version.name].priority, version)
             for version in self._all()
-            if not version.settled
+            if (not version.settled or version.state == State.ASLEEP)
             and version.state != State.DRAINING
+            and version.version.number not in self._asleep(version.version.name)
             and not (version.lazy and version.version.name not in awake)
         ]
         first = max((priority for priority, _ in unsettled), default=0)
@@ -339,13 +352,16 @@ class Reconciler:
     def _let_go(self, name: str) -> None:
         """Ends what nothing asks for and no label means."""
         needed = self._asked(name) | set(self.labels[name].values())
+        drain = self.settings.timeouts.drain
         for number, version in list(self.served[name].items()):
+            if number in self._asleep(name):
+                version.rest(drain)
             if number in needed:
                 continue
             if version.state in (State.STOPPED, State.UNAVAILABLE):
                 del self.served[name][number]
             elif version.state != State.DRAINING:
-                version.end(self.settings.timeouts.drain)
+                version.end(drain)
 
     def _note_states(self) -> None:
         for version in self._all():

@@ -41,6 +41,7 @@ class State(enum.StrEnum):
     LOADING = "loading"
     WARMING = "warming"
     READY = "ready"
+    ASLEEP = "asleep"
     DRAINING = "draining"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -97,6 +98,34 @@ class Replica:
             healthy - began,
             time.monotonic() - healthy,
         )
+
+    async def sleep(self) -> None:
+        """Gives the device up. It must answer nothing now. Raises `ReplicaDied` when it cannot."""
+        assert isinstance(self.engine, LocalEngine) and self.engine.sleep is not None
+        self.state = State.ASLEEP
+        await self._order(self.engine.sleep.down)
+
+    async def wake(self, changed: Callable[[], None]) -> None:
+        """Takes the device back, and is warmed up: what its cache held is gone. Raises
+        `ReplicaDied`."""
+        assert isinstance(self.engine, LocalEngine) and self.engine.sleep is not None
+        self.state = State.LOADING
+        changed()
+        await self._order(self.engine.sleep.up)
+        if self._settings.models[self.version.name].load == "prewarm":
+            self.state = State.WARMING
+            changed()
+            await self._warm_up()
+        self.state = State.READY
+
+    async def _order(self, path: str) -> None:
+        timeout = self._settings.timeouts.start
+        try:
+            status, _ = await self.wire.post(path, b"{}", timeout=timeout)
+        except (ApiError, EngineGone, TimeoutError) as error:
+            raise ReplicaDied(f"{path} failed: {error or type(error).__name__}") from None
+        if status != 200:
+            raise ReplicaDied(f"{path} was answered with {status}; see {self._evidence}")
 
     async def until_dead(self) -> str:
         """Returns why, once the engine is gone, says that it is unwell, or hangs."""
@@ -155,7 +184,8 @@ class Replica:
             raise ReplicaDied(not_installed(engine.name, engine.program))
         try:
             self._folder = Path(tempfile.mkdtemp(prefix="serving-"))
-            launch = Launch(HOST, _free_port(), secrets.token_hex(32), self._folder)
+            sleeps = self._settings.models[self.version.name].swap == "sleep"
+            launch = Launch(HOST, _free_port(), secrets.token_hex(32), self._folder, sleeps)
             headers = {"authorization": f"Bearer {launch.key}"} if engine.takes_key else {}
             self.wire = Wire(HOST, launch.port, headers)
             engine.prepare(launch)

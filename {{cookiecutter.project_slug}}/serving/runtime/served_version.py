@@ -11,7 +11,7 @@ from pathlib import Path
 
 from serving.runtime.balancing import BALANCING
 from serving.runtime.keeper import Keeper
-from serving.runtime.replica import Replica, State
+from serving.runtime.replica import Replica, ReplicaDied, State
 from serving.runtime.routing import Balance
 from serving.runtime.store import ModelStore, Version
 from serving.settings import GpuEngine, ModelSection, Settings
@@ -58,6 +58,7 @@ class ServedVersion:
         self._ending: asyncio.Task[None] | None = None
         self._stopping = False
         self._stopped = False
+        self._asleep = False
 
     @property
     def _model(self) -> ModelSection:
@@ -69,6 +70,8 @@ class ServedVersion:
         traffic needs them all."""
         if self._stopped:
             return State.STOPPED
+        if self._asleep:
+            return State.ASLEEP
         if self._draining:
             return State.DRAINING
         if self.failed:
@@ -98,7 +101,7 @@ class ServedVersion:
     @property
     def replicas(self) -> tuple[Replica, ...]:
         """Those that can answer."""
-        if self._draining or self._stopped:
+        if self._draining or self._stopped or self._asleep:
             return ()
         return tuple(r for r in self.started if r.state == State.READY)
 
@@ -109,7 +112,9 @@ class ServedVersion:
 
     @property
     def takes_memory(self) -> bool:
-        """Whether an engine of it runs or may be started at any moment."""
+        """Of the device: whether an engine of it runs or may be started at any moment."""
+        if self._asleep:
+            return False
         return bool(self.started) or (bool(self._tasks) and not self._stopped and not self.failed)
 
     @property
@@ -140,9 +145,24 @@ class ServedVersion:
     def end(self, drain: float) -> None:
         """Gets no new requests from now on, and stops when its running ones have finished or had
         `drain` seconds."""
+        if self._asleep and self._ending is not None:
+            self._ending.cancel()
+            self._ending, self._asleep = None, False
         if self._ending is None:
             self._draining = True
-            self._ending = asyncio.ensure_future(self._drain(drain))
+            self._ending = asyncio.ensure_future(self._end(drain))
+
+    def rest(self, drain: float) -> None:
+        """As `end`, but sleeps then instead of stopping, if it can."""
+        if self._ending is None and not self._asleep:
+            self._draining = True
+            self._ending = asyncio.ensure_future(self._rest(drain))
+
+    def wake(self) -> None:
+        """Serves again, after a sleep. Stops, if it cannot."""
+        if self._asleep and self._ending is not None:
+            self._ending.cancel()
+            self._ending = asyncio.ensure_future(self._wake())
 
     def resume(self) -> bool:
         """Wanted again before it has ended. Returns whether it still could be kept."""
@@ -151,6 +171,42 @@ class ServedVersion:
             self._ending = None
             self._draining = False
         return self._ending is None
+
+    async def _end(self, limit: float) -> None:
+        await self._drain(limit)
+        await self.stop()
+        self._changed()
+
+    async def _rest(self, limit: float) -> None:
+        """From its last answers to its end asleep, unless it is woken."""
+        await self._drain(limit)
+        self._stopping = True  # too late to resume
+        tag = self.version.tag
+        try:
+            # An engine that still works on what was cut would break.
+            if self.cut:
+                raise ReplicaDied(f"{self.cut} answers were cut")
+            await asyncio.gather(*(keeper.sleep() for keeper in self._keepers))
+            self._asleep, self._stopping, self._draining = True, False, False
+            self._changed()
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not self._stopping:
+                log.warning("%s died in its sleep", tag)
+        except ReplicaDied as error:
+            log.warning("%s is ended and not put to sleep: %s", tag, error)
+        self._asleep = False
+        await self.stop()
+        self._changed()
+
+    async def _wake(self) -> None:
+        self._asleep = False
+        try:
+            await asyncio.gather(*(keeper.wake() for keeper in self._keepers))
+        except ReplicaDied as error:
+            log.warning("%s does not wake up and is started anew: %s", self.version.tag, error)
+            await self.stop()
+        self._ending = None
+        self._changed()
 
     async def _drain(self, limit: float) -> None:
         deadline = time.monotonic() + limit
@@ -164,8 +220,6 @@ class ServedVersion:
                 self.cut,
                 limit,
             )
-        await self.stop()
-        self._changed()
 
     @property
     def _busy(self) -> int:

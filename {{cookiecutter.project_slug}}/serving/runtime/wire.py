@@ -53,8 +53,15 @@ class Wire:
 
     async def get(self, path: str, *, timeout: float) -> tuple[int, bytes]:
         """Status and body. Raises `EngineGone`, or TimeoutError after `timeout` seconds."""
+        return await self._ask("GET", path, b"", timeout)
+
+    async def post(self, path: str, body: bytes, *, timeout: float) -> tuple[int, bytes]:
+        """As `get`."""
+        return await self._ask("POST", path, body, timeout)
+
+    async def _ask(self, method: str, path: str, body: bytes, timeout: float) -> tuple[int, bytes]:
         async with asyncio.timeout(timeout):
-            reply = await self.request("GET", path, b"", fresh=True)
+            reply = await self.request(method, path, body, fresh=True)
             try:
                 await reply.head()
                 return reply.status, await reply.body()

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from serving.settings.engines import EngineSettings, ProcessEngine
+from serving.settings.engines import EngineSettings, GpuEngine, ProcessEngine
 from serving.settings.faults import sentence
 from serving.settings.sections import Count, Name, Placed, Section
 
@@ -69,7 +69,9 @@ class ModelSection(Section):
     has to do, or by `prefix`: the same opening to the same one, whose KV cache has it. The version
     labelled `shadow` gets up to `shadow_concurrency` copies of requests at once. With `swap:
     in_place` there is one version in memory: the old one ends before the new one starts, requests
-    wait meanwhile, and the old one comes back when the new one does not start. `engine` replaces
+    wait meanwhile, and the old one comes back when the new one does not start. With `swap: sleep`
+    the old one only gives its device up and keeps its weights in the machine's memory, so that it
+    comes back in seconds. `engine` replaces
     the common engine section for this model only, and an entry of `engines` does so for the version
     of that number.
     """
@@ -77,7 +79,7 @@ class ModelSection(Section):
     versions: Versions = Versions()
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
     balance: Literal["least_in_flight", "prefix"] = "least_in_flight"
-    swap: Literal["side_by_side", "in_place"] = "side_by_side"
+    swap: Literal["side_by_side", "in_place", "sleep"] = "side_by_side"
     shadow_concurrency: Count = 4
     load: Literal["prewarm", "eager", "lazy"] = "prewarm"
     required: bool = True
@@ -169,6 +171,18 @@ class Settings(Section):
             for number, engine in model.engines.items():
                 sections[f"models.{name}.engines.{number}"] = engine
         return sections
+
+    @model_validator(mode="after")
+    def _only_engines_on_gpus_sleep(self) -> Settings:
+        for name, model in self.models.items():
+            engines = [model.engine or self.engine, *model.engines.values()]
+            for engine in engines:
+                if model.swap == "sleep" and not (isinstance(engine, GpuEngine) and engine.gpus):
+                    raise ValueError(
+                        f"models.{name}.swap: sleep is for vllm and sglang on GPUs; "
+                        f"{engine.name} has no device here to give up: write in_place"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _one_engine_a_home(self) -> Settings:

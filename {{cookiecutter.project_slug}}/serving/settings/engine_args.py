@@ -136,6 +136,8 @@ _TLS = dict.fromkeys(
     _PLAIN_HTTP,
 )
 
+_SLEEP = "a model's `swap: sleep` does it"
+
 #: `vllm serve`, 0.32.
 VLLM = Flags(
     settings={
@@ -185,6 +187,7 @@ VLLM = Flags(
         "skip-tokenizer-init": _API,
         "return-tokens-as-token-ids": "log probabilities would name tokens by number",
         "enable-prompt-tokens-details": _ALWAYS,
+        "enable-sleep-mode": _SLEEP,
         "disable-log-stats": _METRICS,
     },
     negates=True,
@@ -242,6 +245,8 @@ SGLANG = Flags(
         "grpc-http-sidecar-port": "it would open a port that asks for no key",
         "allow-auto-truncate": "a prompt that is too long must be refused, not cut",
         "enable-cache-report": _ALWAYS,
+        "enable-memory-saver": _SLEEP,
+        "enable-weights-cpu-backup": _SLEEP,
         "enable-metrics": _METRICS,
     },
     negates=False,

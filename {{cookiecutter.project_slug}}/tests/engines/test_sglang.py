@@ -53,6 +53,12 @@ def test_the_command_serves_the_version_on_the_given_address(launch: Launch) -> 
     ]
 
 
+def test_one_that_sleeps_keeps_its_weights_in_the_machines_memory(tmp_path: Path) -> None:
+    asked = Launch("127.0.0.1", 1234, "the-secret-key", tmp_path, sleeps=True)
+    told = {"--enable-memory-saver", "--enable-weights-cpu-backup"}
+    assert told <= set(engine(gpus=1).command(asked))
+
+
 def flags(launch: Launch, **fields: object) -> list[str]:
     """What the settings add to the command line of a GPU."""
     bare = engine(gpus=1).command(launch)

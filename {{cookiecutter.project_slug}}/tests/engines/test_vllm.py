@@ -49,6 +49,13 @@ def test_the_command_serves_the_version_on_the_given_address(tmp_path: Path) -> 
     ]
 
 
+def test_one_that_sleeps_is_told_so_at_its_start(tmp_path: Path) -> None:
+    asked = Launch("127.0.0.1", 1234, "the-secret-key", tmp_path, sleeps=True)
+    assert "--enable-sleep-mode" in engine().command(asked)
+    assert engine().environment(asked)["VLLM_SERVER_DEV_MODE"] == "1"
+    assert "VLLM_SERVER_DEV_MODE" not in engine().environment(launch(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("fields", "line"),
     [

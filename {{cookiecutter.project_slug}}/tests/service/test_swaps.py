@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import scripted_engine
+from commands import said
 from live_service import Service, chat_body, eventually
 from scripted_engine import script
 from streams import Crowd
@@ -79,6 +80,55 @@ async def test_versions_go_live_and_back_under_load_without_one_dropped_stream(
     assert crowd.told[-1].version == "chat:2"
     eventually(lambda: version_states(service) == {2: "ready"}, "the others' end")
     assert service.status("/readyz") == 200
+
+
+@pytest.mark.parametrize("swap", ["in_place", "sleep"])
+def test_where_memory_holds_one_version_streams_finish_and_new_requests_wait(
+    serve: Serve, model_template: Path, swap: str
+) -> None:
+    engine = {"gpus": 1} if swap == "sleep" else {}
+    service = serve(
+        settings={"models": {"chat": {"swap": swap}}, "engine": engine},
+        behaviour={"one_device": True},
+    )
+    import_versions(service, model_template, 2)
+    in_production(service, 1)
+    service.start().wait_ready()
+    began, over, met = threading.Barrier(9), threading.Event(), Counter[str]()
+
+    def stream() -> None:
+        with service.stream(script(tokens=30, delay_ms=50)) as answer:
+            answer.until_text("w1")
+            began.wait()
+            assert answer.rest()[-1].data == "[DONE]"
+        met["streamed"] += 1
+
+    def ask() -> None:
+        with httpx.Client(base_url=service.url, timeout=20) as http:
+            while not over.is_set():
+                reply = http.post("/v1/chat/completions", json=chat_body("Hello"))
+                met[reply.json().get("system_fingerprint") or reply.text] += 1
+
+    threads = [threading.Thread(target=stream) for _ in range(8)]
+    threads += [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    began.wait()
+    try:
+        assert "chat@production is chat:2" in said(
+            service, "labels", "set", "chat", "production", "2"
+        )
+        assert service.chat("Hello").json()["system_fingerprint"] == "chat:2"
+        assert "Undone" in said(service, "rollback", "chat")
+        assert service.chat("Hello").json()["system_fingerprint"] == "chat:1"
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert met.keys() == {"streamed", "chat:1", "chat:2"}
+    assert met["streamed"] == 8
+    left = {1: "ready", 2: "asleep"} if swap == "sleep" else {1: "ready"}
+    assert version_states(service) == left
 
 
 @pytest.mark.parametrize(
