@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serving.runtime.checks import ModelRefused
+from serving.runtime.devices import Devices, visible
 from serving.runtime.memory import shortage
 from serving.runtime.replica import Replica, ReplicaDied, State
 from serving.runtime.store import ModelStore, Version
@@ -35,6 +36,7 @@ class Keeper:
         version: Version,
         hooks: Path,
         changed: Callable[[], None],
+        devices: Devices,
         index: int = 0,
         *,
         patient: bool = True,
@@ -48,6 +50,7 @@ class Keeper:
         self._store = store
         self._hooks = hooks
         self._changed = changed
+        self._devices = devices
         self._index = index
         self._patient = patient
         self._resting = False
@@ -109,15 +112,17 @@ class Keeper:
         try:
             await asyncio.to_thread(self._store.verify, self.version, self._still_wanted)
             section = self._settings.engine_of(self.version.name, self.version.number)
-            lacking = await asyncio.to_thread(shortage, self.version, section)
-            if lacking:
-                raise ReplicaDied(lacking)
-            self.replica = Replica(self._settings, self.version, self._hooks, self._index)
-            await self.replica.start(self._changed)
-            began = time.monotonic()
-            self.settled.set()
-            self._changed()
-            self.reason = await self.replica.until_dead()
+            seen = await asyncio.to_thread(visible, section)
+            with self._devices.given(seen, section) as gpus:
+                lacking = shortage(self.version, section, gpus)
+                if lacking:
+                    raise ReplicaDied(lacking)
+                self.replica = Replica(self._settings, self.version, self._hooks, self._index, gpus)
+                await self.replica.start(self._changed)
+                began = time.monotonic()
+                self.settled.set()
+                self._changed()
+                self.reason = await self.replica.until_dead()
         except ReplicaDied as error:
             self.reason = str(error)
         except ModelRefused as error:

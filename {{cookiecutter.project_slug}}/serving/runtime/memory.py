@@ -7,14 +7,13 @@ fit is refused, with the numbers.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from serving.recommend.sizing import GIB, shape_of
+from serving.runtime.devices import Gpu, Memory
 from serving.runtime.store import Version
 from serving.settings import EngineSettings, GpuEngine, ProcessEngine, VllmEngine
 
@@ -22,11 +21,6 @@ from serving.settings import EngineSettings, GpuEngine, ProcessEngine, VllmEngin
 VLLM_SHARE = 0.92
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_NVIDIA_SMI = (
-    "nvidia-smi",
-    "--query-gpu=memory.total,memory.free",
-    "--format=csv,noheader,nounits",
-)
 
 
 @dataclass(frozen=True)
@@ -42,20 +36,17 @@ class Need:
         return self.weights + self.kv_cache
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one device, or of the machine."""
-
-    total: int
-    free: int
-
-
-def shortage(version: Version, section: EngineSettings) -> str:
-    """Why the version cannot fit now, with what to do; nothing when it may, or when that is not
-    known. Runs a program: not for the event loop."""
+def shortage(version: Version, section: EngineSettings, gpus: list[Gpu]) -> str:
+    """Why a replica of the version cannot fit on its `gpus` now, or in the machine's memory if it
+    needs none; with what to do. Nothing when it may, or when that is not known."""
     if not isinstance(section, ProcessEngine):
         return ""
-    devices = gpus(section) if section.gpus else [machine()]
+    if 0 < len(gpus) < section.gpus:
+        return (
+            f"a replica takes {section.gpus} GPUs and there are {len(gpus)}; lower gpus in "
+            "serving.yaml, or show it more"
+        )
+    devices = [gpu.memory for gpu in gpus] if section.gpus else [machine()]
     need = needed(version, section)
     told = f"weights {_gib(need.weights)}, KV cache of one full-length request " + _gib(
         need.kv_cache
@@ -106,23 +97,6 @@ def machine() -> Memory:
         return Memory(min(total, limit), min(free, limit - used))
     except (OSError, ValueError):  # no container, or one without a limit
         return Memory(total, free)
-
-
-def gpus(section: ProcessEngine) -> list[Memory]:
-    """The devices that a replica gets; none when nobody can tell."""
-    try:
-        asked = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=20, check=True)
-        lines = [line.split(",") for line in asked.stdout.splitlines() if line.strip()]
-        found = [Memory(int(total) * 2**20, int(free) * 2**20) for total, free in lines]
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return []
-    visible = section.env.get("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES"))
-    if visible is not None:
-        numbers = visible.split(",")
-        if not all(n.isdecimal() and int(n) < len(found) for n in numbers):
-            return []  # by other names than numbers
-        found = [found[int(number)] for number in numbers]
-    return found[: section.gpus]
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from serving.runtime.devices import Devices
 from serving.runtime.in_place import Place
 from serving.runtime.plan import find, obstacle, policy_numbers
 from serving.runtime.replica import Replica, State
@@ -59,6 +60,7 @@ class Reconciler:
             if model.swap != "side_by_side"
         }
         self._hooks = hooks
+        self._devices = Devices()
         self._ending: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._reconciling = False
@@ -249,6 +251,7 @@ class Reconciler:
             version,
             self._hooks,
             self._changed,
+            self._devices,
             refused=refused,
             patient=place is None or place.before is None,  # who waits to come back
         )

@@ -13,13 +13,14 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from serving.contract.errors import ApiError
 from serving.engines import create_engine
 from serving.engines.base import Launch, LocalEngine
 from serving.engines.openai_compatible import OpenAICompatible
+from serving.runtime.devices import Gpu, environment
 from serving.runtime.process import EngineProcess, Exit
 from serving.runtime.store import Version
 from serving.runtime.warmup import WarmupClient, WarmupFailed, load_hook, warm_up
@@ -55,12 +56,20 @@ class Replica:
     """A replica of `version`, the one of that `index`. Used once: a restart makes a new one.
 
     `in_flight` counts the requests it is answering now; `figures` are what the engine tells of
-    itself, see `engines.metrics`.
+    itself, see `engines.metrics`; `gpus` the devices it was given, none when that is not known.
     """
 
-    def __init__(self, settings: Settings, version: Version, hooks: Path, index: int = 0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        version: Version,
+        hooks: Path,
+        index: int = 0,
+        gpus: Sequence[Gpu] = (),
+    ) -> None:
         self.version = version
         self.index = index
+        self.gpus = list(gpus)
         section = settings.engine_of(version.name, version.number)
         self.engine = create_engine(section, version.path, version.task)
         self.state = State.UNAVAILABLE
@@ -191,7 +200,7 @@ class Replica:
             engine.prepare(launch)
             self._process = await EngineProcess.start(
                 engine.command(launch),
-                engine.environment(launch),
+                {**engine.environment(launch), **environment(self.gpus)},
                 log=self.log_file,
                 secret=launch.key,
                 # Engines log each of our health checks, 86,400 a day.

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from serving.runtime.balancing import BALANCING
+from serving.runtime.devices import Devices
 from serving.runtime.keeper import Keeper
 from serving.runtime.replica import Replica, ReplicaDied, State
 from serving.runtime.routing import Balance
@@ -36,6 +37,7 @@ class ServedVersion:
         version: Version,
         hooks: Path,
         changed: Callable[[], None],
+        devices: Devices,
         *,
         refused: str = "",
         patient: bool = True,
@@ -49,7 +51,7 @@ class ServedVersion:
         self._changed = changed
         count = 0 if refused else self._model.replicas
         self._keepers = [
-            Keeper(settings, store, version, hooks, changed, index, patient=patient)
+            Keeper(settings, store, version, hooks, changed, devices, index, patient=patient)
             for index in range(count)
         ]
         self._tasks: list[asyncio.Task[None]] = []

@@ -14,11 +14,12 @@ from serving.runtime.wanted import CANARY, Wanted
 
 
 class ReplicaStatus(msgspec.Struct):
-    """`pid` is null for a server that somebody else runs."""
+    """`pid` is null for a server that somebody else runs; `gpus` are the numbers of its devices."""
 
     state: str
     pid: int | None
     in_flight: int
+    gpus: list[int]
 
 
 class VersionStatus(msgspec.Struct):
@@ -140,6 +141,9 @@ def _version(reconciler: Reconciler, served: ServedVersion, labels: list[str]) -
         engine=served.section.name,
         labels=sorted(labels),
         restarts=served.restarts,
-        replicas=[ReplicaStatus(r.state, r.pid, r.in_flight) for r in served.started],
+        replicas=[
+            ReplicaStatus(r.state, r.pid, r.in_flight, [gpu.number for gpu in r.gpus])
+            for r in served.started
+        ],
         reason=served.reason,
     )

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from serving.runtime import memory
 from serving.runtime.checks import FileRecord
-from serving.runtime.memory import Memory, Need, gpus, machine, needed, shortage
+from serving.runtime.devices import Gpu, Memory
+from serving.runtime.memory import Need, machine, needed, shortage
 from serving.runtime.store import Version
 from serving.settings import SglangEngine, TransformersEngine, VllmEngine
 
@@ -127,57 +128,32 @@ def test_the_machines_own_memory_is_known() -> None:
     assert 0 < machine().free <= machine().total
 
 
-@pytest.fixture
-def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program in place of the driver's; its text says what it prints."""
-    program = tmp_path / "bin" / "nvidia-smi"
-    program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho 81920, 81000\necho 81920, 20480\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return program
+def gpus(*free: float) -> list[Gpu]:
+    """Of 80 GiB each."""
+    return [Gpu(i, Memory(80 * GIB, int(size * GIB))) for i, size in enumerate(free)]
 
 
-@pytest.mark.usefixtures("nvidia_smi")
-def test_a_replica_gets_the_first_devices_that_it_may_see() -> None:
-    first, second = Memory(80 * GIB, 81000 * 2**20), Memory(80 * GIB, 20 * GIB)
-    assert gpus(vllm(gpus=1)) == [first]
-    assert gpus(vllm(gpus=2)) == [first, second]
-    assert gpus(vllm(gpus=1, env={"CUDA_VISIBLE_DEVICES": "1"})) == [second]
-    assert gpus(vllm(gpus=1, env={"CUDA_VISIBLE_DEVICES": "GPU-8932f937"})) == []
-
-
-@pytest.mark.parametrize("printed", ["nonsense", "1", "[N/A], [N/A]"])
-def test_a_driver_that_cannot_tell_is_believed_nothing(nvidia_smi: Path, printed: str) -> None:
-    nvidia_smi.write_text(f"#!/bin/sh\necho '{printed}'\n")
-    assert gpus(vllm(gpus=1)) == []
-    nvidia_smi.write_text("#!/bin/sh\nexit 9\n")
-    assert gpus(vllm(gpus=1)) == []
-
-
-@pytest.mark.usefixtures("nvidia_smi")
 def test_what_does_not_fit_is_told_with_its_numbers(tmp_path: Path) -> None:
-    taken = {"CUDA_VISIBLE_DEVICES": "1"}
     model = version(tmp_path, LLAMA_8B, 19 * GIB)
-    sglang = SglangEngine.model_validate(
-        {"name": "sglang", "max_model_len": 16384, "gpus": 1, "env": taken}
-    )
-    assert shortage(model, sglang) == (
+    sglang = SglangEngine.model_validate({"name": "sglang", "max_model_len": 16384, "gpus": 1})
+    assert shortage(model, sglang, gpus(20)) == (
         "chat:4 needs at least 21.0 GiB on each GPU (weights 19.0 GiB, KV cache of one full-length "
         "request 2.0 GiB) and 20.0 GiB are free; free some, or lower max_model_len"
     )
-    assert shortage(model, sglang.model_copy(update={"env": {}})) == ""
+    assert shortage(model, sglang, gpus(21)) == shortage(model, sglang, []) == ""
 
 
-@pytest.mark.usefixtures("nvidia_smi")
 def test_vllm_wants_its_share_of_a_device_free(tmp_path: Path) -> None:
-    taken = {"CUDA_VISIBLE_DEVICES": "1"}
     model = version(tmp_path, LLAMA_8B, 5 * GIB)
-    told = shortage(model, vllm(gpus=1, env=taken))
+    told = shortage(model, vllm(gpus=1), gpus(20))
     assert told.startswith("vllm takes 92% of a GPU of 80.0 GiB and 20.0 GiB are free; ")
-    assert shortage(model, vllm(gpus=1, env=taken, memory_fraction=0.2)) == ""
-    assert shortage(model, vllm(gpus=1)) == ""
+    assert shortage(model, vllm(gpus=1, memory_fraction=0.2), gpus(20)) == ""
+    assert shortage(model, vllm(gpus=1), gpus(79)) == ""
+
+
+def test_too_few_devices_are_told(tmp_path: Path) -> None:
+    model = version(tmp_path, LLAMA_8B, 5 * GIB)
+    assert shortage(model, vllm(gpus=2), gpus(79)).startswith("a replica takes 2 GPUs and there ")
 
 
 def test_on_a_cpu_the_machines_memory_counts(
@@ -185,6 +161,6 @@ def test_on_a_cpu_the_machines_memory_counts(
 ) -> None:
     monkeypatch.setattr(memory, "machine", lambda: Memory(16 * GIB, 10 * GIB))
     section = TransformersEngine(name="transformers", max_model_len=1024)
-    told = shortage(version(tmp_path, LLAMA_8B), section)
+    told = shortage(version(tmp_path, LLAMA_8B), section, [])
     assert told.startswith("chat:4 needs at least 16.1 GiB of memory (weights 16.0 GiB, ")
-    assert shortage(version(tmp_path, LLAMA_8B, 8 * GIB), section) == ""
+    assert shortage(version(tmp_path, LLAMA_8B, 8 * GIB), section, []) == ""
