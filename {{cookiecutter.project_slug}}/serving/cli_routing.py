@@ -172,7 +172,7 @@ def _table(status: dict[str, Any]) -> RenderableType:
         for label, means in model["labels"].items():
             if means["wanted"] != means["version"]:
                 notes.append(
-                    Text(f"{name}@{label} becomes {name}:{means['wanted']} when that is ready")
+                    Text(f"{name}@{label} is to be {name}:{means['wanted']}, which is not ready")
                 )
     return Group(table, *notes, Text(f"revision {status['revision']}", style="dim"))
 

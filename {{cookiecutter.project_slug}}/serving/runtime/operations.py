@@ -12,9 +12,12 @@ from contextlib import ExitStack, contextmanager
 
 from pydantic import ValidationError
 
+from serving.runtime.checks import ModelRefused
+from serving.runtime.plan import find, obstacle
 from serving.runtime.reconciler import Reconciler
 from serving.runtime.replica import State
 from serving.runtime.routing_file import RevisionConflict
+from serving.runtime.store import StoreError
 from serving.runtime.wanted import (
     CANARY,
     PRODUCTION,
@@ -62,6 +65,7 @@ class Operations:
         what = f"label {label}: {now.get(label, 'none')} -> {number}"
         if not load:
             self._check_ready(model, number)
+        await self._check_files(model, number)
         with self._loading(model, number, place=label == PRODUCTION, revision=revision):
             await self._until_ready(model, number)
             return await self._change(
@@ -221,6 +225,7 @@ class Operations:
         numbers = self._loaded_for(model, change.before)
         with ExitStack() as loading:
             for number in sorted(numbers):
+                await self._check_files(model, number)
                 loading.enter_context(self._loading(model, number, place=True, revision=revision))
                 await self._until_ready(model, number)
             routing = await self._change(
@@ -301,6 +306,21 @@ class Operations:
                 f"{model} is swapped in place, and {number} is not the version in memory; move the "
                 "label production, or write swap: side_by_side."
             )
+
+    async def _check_files(self, model: str, number: int) -> None:
+        """Of a version whose start would end the one that answers: what is known to be wrong with
+        it costs no pause."""
+        if not self._alone(model) or number in self._reconciler.served[model]:
+            return
+        reconciler = self._reconciler
+        try:
+            version = find(reconciler.settings, reconciler.store, model, number)
+            reason = obstacle(reconciler.settings, version)
+            await asyncio.to_thread(reconciler.store.verify, version)
+        except (StoreError, ModelRefused) as error:
+            reason = str(error)
+        if reason:
+            raise Refused(reason)
 
     def _loaded_for(self, model: str, wanted: Wanted) -> set[int]:
         if self._alone(model):

@@ -150,13 +150,18 @@ class Reconciler:
             self.reconcile()
 
     async def _watch(self) -> None:
+        trouble = ""
         while True:
             await asyncio.sleep(WATCH_EVERY)
             try:
                 await asyncio.to_thread(self._look)
                 self.reconcile()
-            except Exception:  # a store that hiccups, a defect of ours: what runs goes on
-                log.exception("the store and routing.json could not be looked at; trying again")
+            except Exception as error:  # a store that hiccups, a defect of ours: what runs goes on
+                if repr(error) != trouble:
+                    log.exception("the store and routing.json could not be looked at; trying on")
+                trouble = repr(error)
+            else:
+                trouble = ""
 
     def _look(self) -> None:
         self.file.refresh()

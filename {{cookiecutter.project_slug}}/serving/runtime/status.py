@@ -36,10 +36,10 @@ class VersionStatus(msgspec.Struct):
 
 
 class LabelStatus(msgspec.Struct):
-    """`version` is what the label means now, `wanted` what it is asked to mean once that is
-    ready."""
+    """`version` is what the label means now, null when that is not loaded; `wanted` what it is
+    asked to mean once that is ready."""
 
-    version: int
+    version: int | None
     wanted: int
 
 
@@ -100,8 +100,8 @@ def status(reconciler: Reconciler, rollouts: Rollouts, reloader: Reloader) -> St
             ready=reconciler.answers(name),
             pinned="production" in wanted.labels,
             labels={
-                label: LabelStatus(number, wanted.labels.get(label, number))
-                for label, number in labels.items()
+                label: LabelStatus(labels.get(label), number)
+                for label, number in {**labels, **wanted.labels}.items()
             },
             traffic=dict(wanted.traffic),
             shadow=wanted.shadow,

@@ -76,9 +76,24 @@ async def test_running_answers_finish_first(reconciler: Reconciler) -> None:
     assert route.replica.state == State.STOPPED
 
 
-async def test_a_new_version_that_fails_brings_the_old_one_back(reconciler: Reconciler) -> None:
+async def test_what_is_known_to_be_wrong_with_a_version_costs_no_pause(
+    reconciler: Reconciler, scripted_home: Path
+) -> None:
     os.truncate(reconciler.store.get("chat", 2).path / "config.json", 3)
+    operations = Operations(reconciler)
     with pytest.raises(Refused, match=r"config\.json"):
+        await operations.set_label("chat", "production", 2, by="ann", load=True)
+    with pytest.raises(Refused, match="not in the model store"):
+        await operations.set_label("chat", "production", 9, by="ann", load=True)
+    assert starts(scripted_home) == 1
+    assert reconciler.transitions["chat", 1, State.DRAINING] == 0
+
+
+async def test_a_new_version_that_fails_brings_the_old_one_back(
+    reconciler: Reconciler, scripted_home: Path
+) -> None:
+    scripted_engine.behave(scripted_home, crash_at_start="no memory", crash_first_n=2)
+    with pytest.raises(Refused, match="no memory"):
         await Operations(reconciler).set_label("chat", "production", 2, by="ann", load=True)
     await until(lambda: states(reconciler) == {1: State.READY})
     assert (await reconciler.router.route("chat")).target.tag == "chat:1"

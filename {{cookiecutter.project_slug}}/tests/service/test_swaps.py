@@ -251,7 +251,7 @@ def test_kill_9_in_the_middle_of_label_moves_leaves_the_old_or_the_new_state(
     import_versions(service, model_template, 2)
     in_production(service, 1, loaded=[1, 2])
     path = service.folder / "state" / "routing.json"
-    for _ in range(6):
+    for _ in range(10):
         service.start().wait_ready()
         eventually(lambda: version_states(service) == {1: "ready", 2: "ready"}, "both are ready")
         acknowledged = json.loads(path.read_text("utf-8"))["revision"]
