@@ -37,9 +37,10 @@ def start(
     url: Url = LOCAL,
 ) -> None:
     """Roll VERSION out: `serving rollout start chat 4 --steps 5,25,50,100 --every 10m`."""
+    percentages = [_whole("--steps", step) for step in steps.split(",")]
     body = {
         "version": version,
-        "steps": [_whole("--steps", step) for step in steps.split(",")],
+        "steps": percentages,
         "every": _seconds(every),
         "max_error_rate": _fraction("--max-error-rate", max_error_rate),
         "max_ttft_p95_ratio": _fraction("--max-ttft-p95-ratio", max_ttft_p95_ratio),
@@ -48,9 +49,8 @@ def start(
     }
     with console.status(f"{model}:{version} gets ready"):
         done = ask("POST", url, f"/models/{model}/rollout", body)
-    first = body["steps"][0]  # type: ignore[index]
     console.print(
-        f"{model}:{version} gets {first} % of the traffic (revision {done['revision']}); "
+        f"{model}:{version} gets {percentages[0]} % of the traffic (revision {done['revision']}); "
         "`serving status --watch` shows how it does."
     )
 

@@ -108,81 +108,49 @@ class Admin:
         return routing.model_dump(mode="json", include={"revision", "history"})
 
     async def set_label(self, request: Request) -> dict[str, Any]:
+        model, label = _model(request), request.path_params["label"]
         body = await _body(request, LabelBody)
-        model, label = request.path_params["model"], request.path_params["label"]
         return _done(
             await self._operations.set_label(
-                model,
-                label,
-                body.version,
-                by=_by(request),
-                revision=body.revision,
-                load=body.load,
+                model, label, body.version, load=body.load, **_who(request, body)
             )
         )
 
     async def drop_label(self, request: Request) -> dict[str, Any]:
+        model, label = _model(request), request.path_params["label"]
         body = await _body(request, _Body)
-        model, label = request.path_params["model"], request.path_params["label"]
-        return _done(
-            await self._operations.drop_label(model, label, by=_by(request), revision=body.revision)
-        )
+        return _done(await self._operations.drop_label(model, label, **_who(request, body)))
 
     async def set_traffic(self, request: Request) -> dict[str, Any]:
         body = await _body(request, TrafficBody)
-        return _done(
-            await self._operations.set_traffic(
-                request.path_params["model"],
-                body.weights,
-                by=_by(request),
-                revision=body.revision,
-            )
-        )
+        who = _who(request, body)
+        return _done(await self._operations.set_traffic(_model(request), body.weights, **who))
 
     async def set_shadow(self, request: Request) -> dict[str, Any]:
         body = await _body(request, ShadowBody)
-        return _done(
-            await self._operations.set_shadow(
-                request.path_params["model"],
-                body.percent,
-                by=_by(request),
-                revision=body.revision,
-            )
-        )
+        who = _who(request, body)
+        return _done(await self._operations.set_shadow(_model(request), body.percent, **who))
 
     async def promote(self, request: Request) -> dict[str, Any]:
         body = await _body(request, PromoteBody)
-        return _done(
-            await self._operations.promote(
-                request.path_params["model"], body.label, by=_by(request), revision=body.revision
-            )
-        )
+        who = _who(request, body)
+        return _done(await self._operations.promote(_model(request), body.label, **who))
 
     async def start_rollout(self, request: Request) -> dict[str, Any]:
         body = await _body(request, RolloutBody)
+        who = _who(request, body)
         return _done(
-            await self._operations.start_rollout(
-                request.path_params["model"],
-                body.version,
-                body.plan,
-                by=_by(request),
-                revision=body.revision,
-            )
+            await self._operations.start_rollout(_model(request), body.version, body.plan, **who)
         )
 
     async def stop_rollout(self, request: Request) -> dict[str, Any]:
         body = await _body(request, _Body)
-        return _done(
-            await self._operations.stop_rollout(
-                request.path_params["model"], by=_by(request), revision=body.revision
-            )
-        )
+        return _done(await self._operations.stop_rollout(_model(request), **_who(request, body)))
 
     async def rollback(self, request: Request) -> dict[str, Any]:
         body = await _body(request, _Body)
-        change, routing = await self._operations.rollback(
-            request.path_params["model"], by=_by(request), revision=body.revision
-        )
+        who = _who(request, body)
+        change, routing = await self._operations.rollback(_model(request), **who)
         return {**_done(routing), "undone": change.model_dump(mode="json", exclude={"before"})}
 
 
@@ -248,9 +216,15 @@ async def _body(request: Request, kind: type[_B]) -> _B:
         raise from_validation(error, kind) from None
 
 
-def _by(request: Request) -> str:
-    """Who asks, for the history: what the program says of itself."""
-    return request.headers.get("x-operator", "admin API")[:64]
+def _model(request: Request) -> str:
+    model: str = request.path_params["model"]
+    return model
+
+
+def _who(request: Request, body: _Body) -> dict[str, Any]:
+    """Who asks, as the program says of itself, and from which revision."""
+    by = request.headers.get("x-operator", "admin API")[:64]
+    return {"by": by, "revision": body.revision}
 
 
 def _done(routing: Routing) -> dict[str, Any]:

@@ -71,11 +71,8 @@ def visible(section: EngineSettings) -> list[Gpu]:
         return []
     try:
         asked = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=20, check=True)
-        rows = [
-            list(map(int, line.split(","))) for line in asked.stdout.splitlines() if line.strip()
-        ]
-        found = {row[0]: Gpu(row[0], Memory(row[1] << 20, row[2] << 20)) for row in rows}
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        found = {gpu.number: gpu for gpu in map(_gpu, filter(None, asked.stdout.splitlines()))}
+    except (OSError, subprocess.SubprocessError, ValueError):
         return []
     told = section.env.get(_VISIBLE, os.environ.get(_VISIBLE))
     if told is None:
