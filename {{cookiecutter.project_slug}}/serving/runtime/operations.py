@@ -145,29 +145,34 @@ class Operations:
     ) -> Routing:
         """Loads a version and gives it the plan's first part of the traffic, as `canary`. What
         follows is up to `Rollouts`."""
-        labels, wanted = self._now(model), self._wanted(model)
+        labels, rollout = self._now(model), Rollout(**plan.model_dump())
+
+        def started(wanted: Wanted) -> dict[str, object]:
+            _check_no_rollout(model, wanted)
+            split = [label for label, weight in wanted.traffic.items() if weight]
+            if split not in ([], [PRODUCTION]):
+                raise Refused(
+                    f"The traffic of {model} is split; give all of it to production first: "
+                    f"serving traffic {model} production=1"
+                )
+            return {
+                "labels": {**wanted.labels, CANARY: number},
+                "traffic": rollout.traffic,
+                "rollout": rollout.model_dump(),
+            }
+
         if self._alone(model):
             raise Refused(
                 f"{model} has one version in memory; a rollout needs two: write swap: side_by_side."
             )
         if number == labels[PRODUCTION]:
             raise Refused(f"{model}:{number} is in production already.")
-        split = [label for label, weight in wanted.traffic.items() if weight]
-        if split not in ([], [PRODUCTION]) and wanted.rollout is None:
-            raise Refused(
-                f"The traffic of {model} is split; give all of it to production first: "
-                f"serving traffic {model} production=1"
-            )
-        rollout = Rollout(**plan.model_dump())
+        started(self._wanted(model))
         with self._loading(model, number, revision=revision):
             await self._until_ready(model, number)
             return await self._change(
                 model,
-                lambda w: {
-                    "labels": {**w.labels, CANARY: number},
-                    "traffic": rollout.traffic,
-                    "rollout": rollout.model_dump(),
-                },
+                started,
                 by,
                 f"rollout to {number} started: {rollout.percent} % of the traffic",
                 revision,
