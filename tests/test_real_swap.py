@@ -18,8 +18,7 @@ from streams import Crowd
 from test_real_engine import DEMO
 
 ANSWER = "The capital of France is Paris."
-#: Many streams at once; each engine would take half of the machine's free memory by itself.
-ENGINE = {"continuous_batching": True, "engine_args": {"cb-num-blocks": 256, "cb-block-size": 32}}
+ENGINE = {"continuous_batching": True}  # many streams at once
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
 
 

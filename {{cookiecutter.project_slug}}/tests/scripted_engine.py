@@ -453,6 +453,7 @@ class TransformersDialect(Dialect):
         parser.add_argument("--dtype", default="auto")
         parser.add_argument("--log-level", default="warning")
         parser.add_argument("--continuous-batching", action="store_true")
+        parser.add_argument("--cb-max-memory-percent", type=float)
         return parser
 
     def refuse(self, options: argparse.Namespace, prompt: int) -> tuple[int, bytes] | None:

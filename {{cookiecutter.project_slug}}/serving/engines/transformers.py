@@ -50,6 +50,11 @@ _FAMILIES_WITH_TOOLS = frozenset(
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
+#: The share of the free memory that its cache takes on a CPU. By itself it takes more than half:
+#: of two versions side by side, or of two replicas, the kernel would end one.
+CPU_CACHE = 0.1
+
+
 class Transformers(LocalEngine):
     settings: TransformersEngine
 
@@ -94,6 +99,8 @@ class Transformers(LocalEngine):
             "default-seed": settings.seed,
             **settings.engine_args,
         }
+        if settings.continuous_batching and not settings.gpus and "cb-num-blocks" not in flags:
+            flags.setdefault("cb-max-memory-percent", CPU_CACHE)
         return [str(self.program), "serve", str(self.model_dir), *command_line(flags)]
 
     def environment(self, launch: Launch) -> dict[str, str]:

@@ -199,7 +199,15 @@ def test_it_is_started_on_loopback_and_never_asks_the_hub(model_folder: Path) ->
     ("fields", "line"),
     [
         ({"gpus": 1}, "--device cuda"),
-        ({"continuous_batching": True}, "--device cpu --continuous-batching"),
+        (
+            {"continuous_batching": True},
+            "--device cpu --continuous-batching --cb-max-memory-percent 0.1",
+        ),
+        (
+            {"continuous_batching": True, "engine_args": {"cb-num-blocks": 256}},
+            "--device cpu --continuous-batching --cb-num-blocks 256",
+        ),
+        ({"continuous_batching": True, "gpus": 1}, "--device cuda --continuous-batching"),
         ({"dtype": "bfloat16"}, "--device cpu --dtype bfloat16"),
         ({"quantization": "bnb-4bit"}, "--device cpu --quantization bnb-4bit"),
         ({"attn_implementation": "sdpa"}, "--device cpu --attn-implementation sdpa"),
