@@ -8,8 +8,12 @@ from pathlib import Path
 
 import bentoml
 
+from serving.accounts.database import Database
+from serving.accounts.keys import Keys
+from serving.accounts.ring import KeyRing
 from serving.gateway.admin import Admin
 from serving.gateway.app import create_app
+from serving.gateway.auth import Gate
 from serving.gateway.metrics import serving_metrics
 from serving.gateway.oip import Oip
 from serving.runtime.operations import Operations
@@ -26,14 +30,16 @@ settings, store, routing = load(config)
 
 reconciler = Reconciler(settings, store, routing, HERE / "warmup_hooks.py")
 shutdown = Shutdown(settings)
+ring = KeyRing(Keys(Database(settings)))
+gate = Gate(ring, settings.auth.mode)
 operations = Operations(reconciler)
 rollouts = Rollouts(reconciler, operations)
 reloader = Reloader(config, settings, reconciler)
 operators = [
-    *Admin(reconciler, operations, rollouts, reloader).routes,
-    *Oip(reconciler, operations).routes,
+    *Admin(reconciler, operations, rollouts, reloader, gate).routes,
+    *Oip(reconciler, operations, gate).routes,
 ]
-app = create_app(settings, reconciler.router, shutdown, operators, rollouts.note)
+app = create_app(settings, reconciler.router, shutdown, operators, rollouts.note, gate)
 
 
 @bentoml.service(
@@ -52,6 +58,8 @@ class Service:
     @bentoml.on_startup
     async def start(self) -> None:
         shutdown.install()
+        await ring.start()
+        gate.tell()
         reconciler.start()
         rollouts.start()
         reloader.start()
@@ -62,6 +70,7 @@ class Service:
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
+        await ring.stop()
         await reloader.stop()
         await rollouts.stop()
         await reconciler.stop()

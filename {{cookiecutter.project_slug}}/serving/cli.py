@@ -1,5 +1,5 @@
 """`serving …`: the versions in the model store; what runs is in `cli_routing.py` and
-`cli_rollout.py`, the engines in `cli_engine.py`."""
+`cli_rollout.py`, the engines in `cli_engine.py`, keys in `cli_keys.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from serving import cli_routing
+from serving.accounts.database import DatabaseError
+from serving.accounts.keys import KeyRefused
 from serving.cli_engine import engine
+from serving.cli_keys import keys
 from serving.cli_rollout import rollout
 from serving.environments import NotInstalled
 from serving.runtime.checks import ModelRefused
@@ -28,6 +31,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 models = typer.Typer(no_args_is_help=True, help="The model versions this service can serve.")
 app.add_typer(models, name="models")
 app.add_typer(engine, name="engine")
+app.add_typer(keys, name="keys")
 cli_routing.add_to(app)
 app.add_typer(rollout, name="rollout")
 console = Console()
@@ -132,11 +136,17 @@ def _progress() -> Progress:
     )
 
 
+_TOLD = (
+    *(StoreError, ModelRefused, SettingsError, NotInstalled, cli_routing.NotDone),
+    *(DatabaseError, KeyRefused),
+)
+
+
 def main() -> None:
     """Runs the command line; what goes wrong is one sentence, and exit status 1."""
     try:
         app()
-    except (StoreError, ModelRefused, SettingsError, NotInstalled, cli_routing.NotDone) as error:
+    except _TOLD as error:
         sys.exit(f"serving: {error}")
     except OSError as error:
         sys.exit(f"serving: {error.filename or 'the model store'}: {error.strerror}.")

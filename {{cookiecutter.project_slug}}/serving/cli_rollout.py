@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from serving.cli_routing import LOCAL, Model, NotDone, Revision, Url, ask, console
-
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+from serving.cli_routing import LOCAL, Model, NotDone, Revision, Url, ask, console, seconds
 
 rollout = typer.Typer(
     no_args_is_help=True, help="Take a version into production step by step, watched."
@@ -41,7 +39,7 @@ def start(
     body = {
         "version": version,
         "steps": percentages,
-        "every": _seconds(every),
+        "every": seconds("--every", every),
         "max_error_rate": _fraction("--max-error-rate", max_error_rate),
         "max_ttft_p95_ratio": _fraction("--max-ttft-p95-ratio", max_ttft_p95_ratio),
         "min_answers": min_answers,
@@ -67,13 +65,6 @@ def _whole(option: str, text: str) -> int:
     if not text.strip().isdecimal():
         raise NotDone(f"{option}: {text!r} is no whole number.")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if parts is None:
-        raise NotDone(f"--every: {text!r} is no time; write 90s, 10m or 2h.")
-    return float(parts[1]) * _SECONDS[parts[2]]
 
 
 def _fraction(option: str, text: str) -> float | None:

@@ -4,6 +4,8 @@ service, by its admin API."""
 from __future__ import annotations
 
 import getpass
+import os
+import re
 import time
 from typing import Annotated, Any
 
@@ -184,6 +186,14 @@ def _progress(name: str, rollout: dict[str, Any]) -> str:
     return f"rollout to {name}:{rollout['version']}: {step}: {rollout['told']}"
 
 
+def seconds(option: str, text: str) -> float:
+    """Of a time like 90s, 10m, 2h, 30d. Raises `NotDone`."""
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if parts is None:
+        raise NotDone(f"{option}: {text!r} is no time; write 90s, 10m, 2h or 30d.")
+    return float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
+
+
 def ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> Any:
     """The reply's JSON. Raises `NotDone`."""
     given = {name: value for name, value in (body or {}).items() if value is not None}
@@ -192,7 +202,7 @@ def ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) ->
             method,
             f"{url.rstrip('/')}/admin{path}",
             json=given if body is not None else None,
-            headers={"x-operator": getpass.getuser()},
+            headers={"x-operator": getpass.getuser(), **_key()},
             timeout=PATIENCE,
         )
         content = reply.json()
@@ -203,3 +213,9 @@ def ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) ->
     if reply.is_error:
         raise NotDone(content["error"]["message"])
     return content
+
+
+def _key() -> dict[str, str]:
+    """By environment: a command line can be read by every user of the machine."""
+    key = os.environ.get("SERVING_KEY")
+    return {"authorization": f"Bearer {key}"} if key else {}

@@ -73,6 +73,15 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_request
     return ApiError(400, code, message, param=param)
 
 
+def invalid_key(problem: str) -> ApiError:
+    """401; `problem` is what is wrong with it, a sentence."""
+    return ApiError(401, "invalid_api_key", problem, headers={"www-authenticate": "Bearer"})
+
+
+def not_allowed(message: str, param: str | None = None) -> ApiError:
+    return ApiError(403, "not_allowed", message, param=param)
+
+
 def model_not_found(model: str) -> ApiError:
     return ApiError(
         404,

@@ -1,12 +1,8 @@
-"""`/admin`: what is served and why, and the ways to change it.
-
-Until keys exist it answers only to programs on this machine.
-"""
+"""`/admin`: what is served and why, and the ways to change it. For operators: see `auth.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from ipaddress import ip_address
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -16,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serving.contract.errors import ApiError, from_validation
+from serving.gateway.auth import Caller, Gate
 from serving.gateway.http import read_body, request_id
 from serving.runtime.operations import Operations, Refused, UnknownModel
 from serving.runtime.reconciler import Reconciler
@@ -27,8 +24,6 @@ from serving.runtime.wanted import CANARY, RolloutPlan, Routing
 from serving.settings.sections import Count, Name
 
 MAX_BODY = 65536
-_LOCAL_NAMES = {"localhost", "localhost.localdomain"}
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
 class _Body(BaseModel):
@@ -78,26 +73,31 @@ class Admin:
         operations: Operations,
         rollouts: Rollouts,
         reloader: Reloader,
+        gate: Gate,
     ) -> None:
         self._reconciler = reconciler
         self._operations = operations
         self._rollouts = rollouts
         self._reloader = reloader
+        self._gate = gate
 
     @property
     def routes(self) -> list[Route]:
         label, model = "/admin/models/{model}/labels/{label}", "/admin/models/{model}"
         return [
-            Route("/admin/status", guarded(self.status), methods=["GET"]),
-            Route("/admin/history", guarded(self.history), methods=["GET"]),
-            Route(label, guarded(self.set_label), methods=["PUT"]),
-            Route(label, guarded(self.drop_label), methods=["DELETE"]),
-            Route(f"{model}/traffic", guarded(self.set_traffic), methods=["PUT"]),
-            Route(f"{model}/shadow", guarded(self.set_shadow), methods=["PUT"]),
-            Route(f"{model}/promote", guarded(self.promote), methods=["POST"]),
-            Route(f"{model}/rollout", guarded(self.start_rollout), methods=["POST"]),
-            Route(f"{model}/rollout", guarded(self.stop_rollout), methods=["DELETE"]),
-            Route(f"{model}/rollback", guarded(self.rollback), methods=["POST"]),
+            Route(path, _guarded(self._gate, endpoint), methods=[method])
+            for method, path, endpoint in (
+                ("GET", "/admin/status", self.status),
+                ("GET", "/admin/history", self.history),
+                ("PUT", label, self.set_label),
+                ("DELETE", label, self.drop_label),
+                ("PUT", f"{model}/traffic", self.set_traffic),
+                ("PUT", f"{model}/shadow", self.set_shadow),
+                ("POST", f"{model}/promote", self.promote),
+                ("POST", f"{model}/rollout", self.start_rollout),
+                ("DELETE", f"{model}/rollout", self.stop_rollout),
+                ("POST", f"{model}/rollback", self.rollback),
+            )
         ]
 
     async def status(self, _: Request) -> Status:
@@ -154,14 +154,13 @@ class Admin:
         return {**_done(routing), "undone": change.model_dump(mode="json", exclude={"before"})}
 
 
-def guarded(
-    endpoint: Callable[[Request], Awaitable[Any]],
+def _guarded(
+    gate: Gate, endpoint: Callable[[Request], Awaitable[Any]]
 ) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint for programs on this machine, its result as JSON and its refusals as our
-    errors."""
+    """An endpoint for operators, its result as JSON and its refusals as our errors."""
 
     async def answer(request: Request) -> Response:
-        check_local(request)
+        request.state.caller = gate.admit_operator(request)
         try:
             content = await endpoint(request)
         except UnknownModel as error:
@@ -179,28 +178,6 @@ def guarded(
         )
 
     return answer
-
-
-def check_local(request: Request) -> None:
-    """Raises `ApiError` (403) unless a program on this machine asks, under a name of this machine.
-
-    Somebody else's browser page can reach a loopback port too, by a name of its own that leads
-    there; and behind a proxy on this machine everybody seems to be local.
-    """
-    client = request.client.host if request.client else ""
-    name = (request.url.hostname or "").lower()
-    forwarded = any(header in request.headers for header in _FORWARDED)
-    if not _is_loopback(client) or not (name in _LOCAL_NAMES or _is_loopback(name)) or forwarded:
-        raise ApiError(
-            403, "local_only", "The admin API answers only to programs on the service's machine."
-        )
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ip_address(address.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 async def _body(request: Request, kind: type[_B]) -> _B:
@@ -222,8 +199,9 @@ def _model(request: Request) -> str:
 
 
 def _who(request: Request, body: _Body) -> dict[str, Any]:
-    """Who asks, as the program says of itself, and from which revision."""
-    by = request.headers.get("x-operator", "admin API")[:64]
+    """Who asks, by the key's name or as the program says of itself, and from which revision."""
+    caller: Caller = request.state.caller
+    by = caller.key.name if caller.key else request.headers.get("x-operator", "admin API")[:64]
     return {"by": by, "revision": body.revision}
 
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serving.contract.errors import ApiError, internal_error
 from serving.contract.models import Model, ModelList
 from serving.contract.openapi import document
+from serving.gateway.auth import Gate
 from serving.gateway.http import request_id
 from serving.gateway.inference import (
     CHAT,
@@ -38,13 +39,16 @@ def create_app(
     shutdown: Shutdown,
     operators: Iterable[Route] = (),
     note: Callable[[Outcome], None] = lambda _: None,
+    gate: Gate | None = None,
 ) -> ASGIApp:
     """The application over a router whose snapshots say what is served; `operators` are the routes
-    for those who change that, and `note` is told how each answer went."""
+    for those who change that, and `note` is told how each answer went. Without a `gate`, everybody
+    may ask."""
+    gate = gate or Gate()
     shadows = Shadows(settings, router)
 
     def inference(endpoint: Endpoint) -> Inference:
-        return Inference(endpoint, settings, router, shadows, shutdown, note)
+        return Inference(endpoint, settings, router, shadows, shutdown, note, gate)
 
     generation = {
         "/v1/chat/completions": inference(CHAT),
@@ -52,7 +56,7 @@ def create_app(
         "/v1/embeddings": inference(EMBEDDINGS),
         "/v1/responses": inference(RESPONSES),
     }
-    models = Models(router, settings.service.name)
+    models = Models(router, settings.service.name, gate)
     openapi = msgspec.json.encode(document())
 
     async def describe(_: Request) -> Response:
@@ -94,13 +98,17 @@ class Gateway:
 class Models:
     """`GET /v1/models` and `GET /v1/models/{model}`, from the snapshot."""
 
-    def __init__(self, router: Router, owner: str) -> None:
+    def __init__(self, router: Router, owner: str, gate: Gate) -> None:
         self._router = router
         self._owner = owner
+        self._gate = gate
 
     async def list(self, request: Request) -> Response:
+        caller = self._gate.enter(request.scope, "inference")
         models = []
         for name, served in self._router.snapshot.models.items():
+            if not caller.may(name):
+                continue
             target = served.targets[served.labels[PRODUCTION]]
             models.append(self._model(name, target))
             models += [self._model(f"{name}/{a}", target) for a in sorted(target.adapters)]
@@ -108,6 +116,7 @@ class Models:
 
     async def get(self, request: Request) -> Response:
         address = request.path_params["model"]
+        self._gate.enter(request.scope, "inference").check(address)
         target, _, _ = self._router.snapshot.find(address)
         return _json(request, self._model(address, target))
 

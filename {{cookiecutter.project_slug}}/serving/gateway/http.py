@@ -61,12 +61,6 @@ def request_id(scope: Scope) -> str:
     return uuid.uuid4().hex
 
 
-def caller_of(scope: Scope, user: str | None) -> str:
-    """Who asks, as far as that shows without keys: the `user` that the request names, else the
-    client's address."""
-    return user or (scope.get("client") or ("",))[0]
-
-
 class Responder:
     """Writes one reply: JSON at once, or a stream of events.
 

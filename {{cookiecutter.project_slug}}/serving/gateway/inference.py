@@ -27,8 +27,9 @@ from serving.contract.errors import (
 from serving.contract.reply import Reply
 from serving.contract.response_reply import ResponseReply
 from serving.contract.responses import ResponsesRequest
+from serving.gateway.auth import Caller, Gate
 from serving.gateway.encoding import AnyRequest, encode
-from serving.gateway.http import Responder, caller_of, read_body
+from serving.gateway.http import Responder, read_body
 from serving.gateway.shadow import Shadows
 from serving.runtime.outcome import Outcome
 from serving.runtime.replica import State
@@ -66,6 +67,7 @@ class Inference:
         shadows: Shadows,
         shutdown: Shutdown,
         note: Callable[[Outcome], None],
+        gate: Gate,
     ) -> None:
         self._endpoint = endpoint
         self._settings = settings
@@ -73,21 +75,23 @@ class Inference:
         self._shadows = shadows
         self._shutdown = shutdown
         self._note = note
+        self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The life of a request: read, validated, routed, relayed; its slot freed however it ends.
 
-        Keys (`auth.py`) will name the caller and limits (`limits.py`) reserve for it right after
-        validation, and settle where the slot is freed.
+        Limits (`limits.py`) will reserve for the caller right after validation, and settle where
+        the slot is freed.
         """
         responder = Responder(scope, send)
         watch = ClientWatch(receive, responder)
         try:
+            caller = self._gate.enter(scope, "inference")
             request = self._parse(
                 await read_body(scope, receive, self._settings.limits.max_body_bytes)
             )
             with self._shutdown.request(), watch:
-                await self._answer(request, caller_of(scope, request.user), responder)
+                await self._answer(request, caller, responder)
         except ApiError as error:
             await responder.error(error)
         except ClientGone:
@@ -114,10 +118,12 @@ class Inference:
         except ValidationError as error:
             raise from_validation(error, self._endpoint.request) from None
 
-    async def _answer(self, request: AnyRequest, caller: str, responder: Responder) -> None:
+    async def _answer(self, request: AnyRequest, caller: Caller, responder: Responder) -> None:
         """Relays one replica's answer, or another's when the first died before a byte was sent."""
         opening = request.inner.opening
-        route = await self._router.route(request.model, caller, opening=opening)
+        who = request.user or caller.id
+        caller.check(request.model)
+        route = await self._router.route(request.model, who, opening=opening)
         try:
             with route:
                 await self._relay(request, route, responder)
@@ -129,7 +135,7 @@ class Inference:
             return
         try:
             route = await self._router.route(
-                request.model, caller, opening=opening, but_not=route.replica
+                request.model, who, opening=opening, but_not=route.replica
             )
         except ApiError:
             raise _broken(route) from None

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serving.contract.errors import ApiError, from_validation
-from serving.gateway.admin import check_local
+from serving.gateway.auth import Gate
 from serving.gateway.http import read_bytes
 from serving.runtime.operations import Operations, Refused, UnknownModel
 from serving.runtime.reconciler import Reconciler
@@ -80,7 +80,8 @@ _T = TypeVar("_T", bound=BaseModel)
 class Oip:
     """The routes under `/v2`."""
 
-    def __init__(self, reconciler: Reconciler, operations: Operations) -> None:
+    def __init__(self, reconciler: Reconciler, operations: Operations, gate: Gate) -> None:
+        self._gate = gate
         self._reconciler = reconciler
         self._operations = operations
 
@@ -92,7 +93,7 @@ class Oip:
             Route("/v2/health/live", _answering(self.live), methods=["GET"]),
             Route("/v2/health/ready", _answering(self.ready), methods=["GET"]),
             *(
-                Route(path, _answering(answer, local=True), methods=[method])
+                Route(path, _answering(answer, self._gate), methods=[method])
                 for method, path, answer in (
                     ("GET", "/v2", self.server),
                     ("GET", model, self.metadata),
@@ -210,16 +211,15 @@ class Oip:
 
 
 def _answering(
-    endpoint: Callable[[Request], Awaitable[Any]], *, local: bool = False
+    endpoint: Callable[[Request], Awaitable[Any]], gate: Gate | None = None
 ) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint with its result and its errors in Triton's JSON; `local` ones answer only to
-    programs on this machine."""
+    """An endpoint with its result and its errors in Triton's JSON; with a `gate`, for operators."""
 
     async def answer(request: Request) -> Response:
         status = 200
         try:
-            if local:
-                check_local(request)
+            if gate is not None:
+                gate.admit_operator(request)
             content = await endpoint(request)
         except ApiError as error:
             status, content = error.status, {"error": error.message}

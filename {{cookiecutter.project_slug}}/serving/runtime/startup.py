@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import resource
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from serving.accounts.database import Database, DatabaseError
 from serving.runtime.plan import check_plan
 from serving.runtime.routing_file import RoutingFile, RoutingFileError
 from serving.runtime.store import ModelStore
@@ -39,9 +41,19 @@ def load(config: Path) -> tuple[Settings, ModelStore, RoutingFile]:
         routing = RoutingFile(settings.service.state / "routing.json")
         routing.load()
         check_plan(settings, store)
-    except (SettingsError, RoutingFileError) as error:
+        asyncio.run(_prepare(settings))
+    except (SettingsError, RoutingFileError, DatabaseError) as error:
         sys.exit(str(error))
     return settings, store, routing
+
+
+async def _prepare(settings: Settings) -> None:
+    """Better no start than one without its keys."""
+    database = Database(settings)
+    try:
+        await database.migrate()
+    finally:
+        await database.close()
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from serving.settings.engines import EngineSettings, GpuEngine, ProcessEngine
 from serving.settings.faults import sentence
-from serving.settings.sections import Count, Name, Placed, Section
+from serving.settings.sections import Count, Name, Placed, Section, Variable
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -143,6 +143,20 @@ class Limits(Section):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
 
 
+class Auth(Section):
+    """Who may ask. `auto`: who has a key, unless the service listens on loopback only. `keys`: who
+    has a key. `open_to_everybody`: whoever reaches the service, on any address."""
+
+    mode: Literal["auto", "keys", "open_to_everybody"] = "auto"
+
+
+class DatabaseSection(Section):
+    """Where keys are kept: the SQLite file `serving.db` in `service.state`, or the database whose
+    URL is in the environment variable `url_env`, as in postgresql://USER:PASSWORD@HOST/NAME."""
+
+    url_env: Variable | None = None
+
+
 class Settings(Section):
     """The whole document. Everybody holds the same one: its sections are frozen, and replaced whole
     when serving.yaml changes while the service runs."""
@@ -155,6 +169,8 @@ class Settings(Section):
     timeouts: Timeouts = Timeouts()
     restarts: Restarts = Restarts()
     limits: Limits = Limits()
+    auth: Auth = Auth()
+    database: DatabaseSection = DatabaseSection()
 
     def engine_of(self, model: str, number: int) -> EngineSettings:
         """The engine section for one version of a model."""

@@ -5,7 +5,6 @@ A setting left out, or null, is the engine's own default. `engine_args` takes wh
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,7 +14,6 @@ from pydantic import (
     AfterValidator,
     Field,
     PlainValidator,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -39,7 +37,7 @@ from serving.settings.sections import (
     PresentFile,
     PresentFolder,
     Section,
-    checks_surroundings,
+    Variable,
 )
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -257,16 +255,6 @@ def _base_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _variable(name: str, info: ValidationInfo) -> str:
-    if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", name):  # never shown: it may be the key itself
-        raise ValueError(
-            "write the name of an environment variable, in capitals, digits and _, never the key"
-        )
-    if checks_surroundings(info) and not os.environ.get(name):
-        raise ValueError(f"the environment variable {name} is not set; it must hold the key")
-    return name
-
-
 class OpenAICompatibleEngine(EngineBase):
     """A server that somebody else runs and that speaks OpenAI's API at `url`, where it calls the
     model `model`. `key_env` names the environment variable that holds its key.
@@ -278,7 +266,7 @@ class OpenAICompatibleEngine(EngineBase):
     name: Literal["openai_compatible"]
     url: Annotated[str, AfterValidator(_base_url)]
     model: Annotated[str, Field(min_length=1)]
-    key_env: Annotated[str, AfterValidator(_variable)] | None = None
+    key_env: Variable | None = None
     health_path: Annotated[str, Field(pattern=r"^/\S*$")] = "/models"
     capabilities: list[str] = ["temperature", "top_p", "seed", "stop"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -38,8 +39,20 @@ def _folder(path: Path, info: ValidationInfo) -> Path:
     return path
 
 
+def _variable(name: str, info: ValidationInfo) -> str:
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", name):  # never shown: it may be the secret itself
+        raise ValueError(
+            "write the name of an environment variable, in capitals, digits and _, never the secret"
+        )
+    if checks_surroundings(info) and not os.environ.get(name):
+        raise ValueError(f"the environment variable {name} is not set; it must hold the secret")
+    return name
+
+
 _Path = Annotated[Path, AfterValidator(_placed)]
 #: A path relative to serving.yaml's own folder, and what must be there when the service starts.
 Placed = Annotated[_Path, Field(validate_default=True)]
 PresentFile = Annotated[_Path, AfterValidator(_file)]
 PresentFolder = Annotated[_Path, AfterValidator(_folder)]
+#: The name of an environment variable that must be set when the service starts.
+Variable = Annotated[str, AfterValidator(_variable)]

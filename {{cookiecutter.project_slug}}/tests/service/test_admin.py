@@ -179,7 +179,7 @@ def test_a_refusal_is_one_sentence_and_exit_status_1(service: Service) -> None:
     stale = command(service, "labels", "set", "chat", "canary", "1", "--revision", "0")
     assert "somebody changed the routing meanwhile" in complaint(stale)
     every = command(service, "rollout", "start", "chat", "2", "--every", "10")
-    assert "--every: '10' is no time; write 90s, 10m or 2h." in complaint(every)
+    assert "--every: '10' is no time; write 90s, 10m, 2h or 30d." in complaint(every)
     rate = command(service, "rollout", "start", "chat", "2", "--max-error-rate", "few")
     assert "--max-error-rate: 'few' is no number" in complaint(rate)
     steps = command(service, "rollout", "start", "chat", "2", "--steps", "50,5")

@@ -1,0 +1,1 @@
+"""Who may use the service: keys, and the database they are kept in."""
