@@ -10,6 +10,7 @@ import bentoml
 
 from serving.accounts.database import Database
 from serving.accounts.keys import Keys
+from serving.accounts.ledger import Ledger
 from serving.accounts.ring import KeyRing
 from serving.gateway.admin import Admin
 from serving.gateway.app import create_app
@@ -30,16 +31,18 @@ settings, store, routing = load(config)
 
 reconciler = Reconciler(settings, store, routing, HERE / "warmup_hooks.py")
 shutdown = Shutdown(settings)
-ring = KeyRing(Keys(Database(settings)))
+database = Database(settings)
+ring = KeyRing(Keys(database))
+ledger = Ledger(settings, database)
 gate = Gate(ring, settings.auth.mode)
 operations = Operations(reconciler)
 rollouts = Rollouts(reconciler, operations)
 reloader = Reloader(config, settings, reconciler)
 operators = [
-    *Admin(reconciler, operations, rollouts, reloader, gate).routes,
+    *Admin(reconciler, operations, rollouts, reloader, gate, database).routes,
     *Oip(reconciler, operations, gate).routes,
 ]
-app = create_app(settings, reconciler.router, shutdown, operators, rollouts.note, gate)
+app = create_app(settings, reconciler.router, shutdown, operators, rollouts.note, gate, ledger)
 
 
 @bentoml.service(
@@ -59,6 +62,7 @@ class Service:
     async def start(self) -> None:
         shutdown.install()
         await ring.start()
+        ledger.start()
         gate.tell()
         reconciler.start()
         rollouts.start()
@@ -70,9 +74,11 @@ class Service:
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        await ring.stop()
         await reloader.stop()
         await rollouts.stop()
+        await ledger.stop()
+        await ring.stop()
+        await database.close()
         await reconciler.stop()
 
     def __metrics__(self, text: str) -> str:

@@ -1,5 +1,6 @@
 """`serving …`: the versions in the model store; what runs is in `cli_routing.py` and
-`cli_rollout.py`, the engines in `cli_engine.py`, keys in `cli_keys.py`."""
+`cli_rollout.py`, the engines in `cli_engine.py`, keys in
+`cli_keys.py`, what they used in `cli_usage.py`."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from serving.accounts.keys import KeyRefused
 from serving.cli_engine import engine
 from serving.cli_keys import keys
 from serving.cli_rollout import rollout
+from serving.cli_usage import usage
 from serving.environments import NotInstalled
 from serving.runtime.checks import ModelRefused
 from serving.runtime.source import fetch
@@ -32,6 +34,7 @@ models = typer.Typer(no_args_is_help=True, help="The model versions this service
 app.add_typer(models, name="models")
 app.add_typer(engine, name="engine")
 app.add_typer(keys, name="keys")
+app.command()(usage)
 cli_routing.add_to(app)
 app.add_typer(rollout, name="rollout")
 console = Console()

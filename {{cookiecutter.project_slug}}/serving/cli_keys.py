@@ -100,6 +100,12 @@ def rotate(
 
 
 def _run(work: Callable[[Keys], Awaitable[_T]]) -> _T:
+    return with_database(lambda database: work(Keys(database)))
+
+
+def with_database(work: Callable[[Database], Awaitable[_T]]) -> _T:
+    """What comes of `work` on the database that serving.yaml names. Raises `DatabaseError`, and
+    what it raises."""
     config = Path(os.environ.get("SERVING_CONFIG", PROJECT / "serving.yaml"))
     settings = load_settings(config, surroundings=False)
 
@@ -107,7 +113,7 @@ def _run(work: Callable[[Keys], Awaitable[_T]]) -> _T:
         database = Database(settings)
         try:
             await database.migrate()
-            return await work(Keys(database))
+            return await work(database)
         finally:
             await database.close()
 

@@ -43,6 +43,33 @@ class KeyRow(Base):
     revoked: Mapped[datetime | None] = mapped_column(Moment)
 
 
+class UsageRow(Base):
+    """One request and what it took; times in seconds. `model` is what was asked for; version, label
+    and engine are null for one that reached none, key for a caller without one. `day` is that of
+    `at`, in UTC."""
+
+    __tablename__ = "usage"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    at: Mapped[datetime] = mapped_column(Moment, index=True)
+    day: Mapped[str] = mapped_column(String(10))
+    request: Mapped[str] = mapped_column(String(128))
+    key: Mapped[str | None] = mapped_column(String(16), index=True)
+    model: Mapped[str] = mapped_column(String(200))
+    version: Mapped[int | None]
+    label: Mapped[str | None] = mapped_column(String(63))
+    engine: Mapped[str | None] = mapped_column(String(32))
+    prompt_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+    cached_tokens: Mapped[int]
+    reasoning_tokens: Mapped[int]
+    status: Mapped[int]
+    finish_reason: Mapped[str | None] = mapped_column(String(16))
+    ttft: Mapped[float | None]
+    duration: Mapped[float]
+    shadow: Mapped[bool]
+
+
 class RevisionRow(Base):
     """Grows with every change of what is called `name`, so that a look at it tells of news."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import date
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -11,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from serving.accounts.database import Database, DatabaseError
+from serving.accounts.usage import By, used
 from serving.contract.errors import ApiError, from_validation
 from serving.gateway.auth import Caller, Gate
 from serving.gateway.http import read_body, request_id
@@ -61,6 +64,17 @@ class RolloutBody(_Body, RolloutPlan):
         return RolloutPlan(**self.model_dump(include=set(RolloutPlan.model_fields)))
 
 
+class UsageQuery(BaseModel):
+    """`shadow`: of the copies that shadows got, instead of the requests."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    by: list[By] = ["key", "model"]
+    since: date | None = None
+    until: date | None = None
+    shadow: bool = False
+
+
 _B = TypeVar("_B", bound=_Body)
 
 
@@ -74,12 +88,14 @@ class Admin:
         rollouts: Rollouts,
         reloader: Reloader,
         gate: Gate,
+        database: Database,
     ) -> None:
         self._reconciler = reconciler
         self._operations = operations
         self._rollouts = rollouts
         self._reloader = reloader
         self._gate = gate
+        self._database = database
 
     @property
     def routes(self) -> list[Route]:
@@ -89,6 +105,7 @@ class Admin:
             for method, path, endpoint in (
                 ("GET", "/admin/status", self.status),
                 ("GET", "/admin/history", self.history),
+                ("GET", "/admin/usage", self.usage),
                 ("PUT", label, self.set_label),
                 ("DELETE", label, self.drop_label),
                 ("PUT", f"{model}/traffic", self.set_traffic),
@@ -106,6 +123,19 @@ class Admin:
     async def history(self, _: Request) -> dict[str, Any]:
         routing = self._reconciler.file.routing
         return routing.model_dump(mode="json", include={"revision", "history"})
+
+    async def usage(self, request: Request) -> dict[str, Any]:
+        """`by` may be given several times; `since` and `until` are days."""
+        query = request.query_params
+        try:
+            asked = UsageQuery.model_validate(
+                {**query, **({"by": query.getlist("by")} if "by" in query else {})}
+            )
+        except ValidationError as error:
+            raise from_validation(error, UsageQuery) from None
+        shadow, by = asked.shadow, list(asked.by)
+        rows = await used(self._database, by, since=asked.since, until=asked.until, shadow=shadow)
+        return {"usage": rows}
 
     async def set_label(self, request: Request) -> dict[str, Any]:
         model, label = _model(request), request.path_params["label"]
@@ -171,6 +201,8 @@ def _guarded(
             raise ApiError(409, "refused", str(error)) from None
         except RoutingFileError as error:
             raise ApiError(409, "routing_file", str(error)) from None
+        except DatabaseError as error:
+            raise ApiError(503, "database_unavailable", str(error), retry_after=5) from None
         return Response(
             msgspec.json.encode(content),
             media_type="application/json",

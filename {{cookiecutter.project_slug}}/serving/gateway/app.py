@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serving.accounts.ledger import Bookkeeper
 from serving.contract.errors import ApiError, internal_error
 from serving.contract.models import Model, ModelList
 from serving.contract.openapi import document
@@ -40,15 +41,16 @@ def create_app(
     operators: Iterable[Route] = (),
     note: Callable[[Outcome], None] = lambda _: None,
     gate: Gate | None = None,
+    ledger: Bookkeeper | None = None,
 ) -> ASGIApp:
     """The application over a router whose snapshots say what is served; `operators` are the routes
     for those who change that, and `note` is told how each answer went. Without a `gate`, everybody
-    may ask."""
-    gate = gate or Gate()
-    shadows = Shadows(settings, router)
+    may ask; without a `ledger`, nothing is written down."""
+    gate, ledger = gate or Gate(), ledger or Bookkeeper()
+    shadows = Shadows(settings, router, ledger)
 
     def inference(endpoint: Endpoint) -> Inference:
-        return Inference(endpoint, settings, router, shadows, shutdown, note, gate)
+        return Inference(endpoint, settings, router, shadows, shutdown, note, gate, ledger)
 
     generation = {
         "/v1/chat/completions": inference(CHAT),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
+from serving.accounts.ledger import Bookkeeper, Entry
 from serving.contract import sse
 from serving.contract.chat import ChatReply, ChatRequest
 from serving.contract.completions import CompletionReply, CompletionRequest
@@ -41,6 +43,9 @@ from serving.settings import Settings, Timeouts
 
 log = logging.getLogger("bentoml.serving")
 
+#: The status of a request whose client left, as nginx has it in its logs.
+CLIENT_LEFT = 499
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -56,6 +61,28 @@ EMBEDDINGS = Endpoint(EmbeddingRequest, EmbeddingReply)
 RESPONSES = Endpoint(ResponsesRequest, ResponseReply)
 
 
+@dataclass(slots=True)
+class Exchange:
+    """One validated request on its way: who asks, and how the last try to answer it went. Once it
+    is `accounted`, the ledger has it."""
+
+    caller: Caller
+    request: AnyRequest
+    responder: Responder
+    outcome: Outcome | None = None
+    accounted: bool = False
+    began: float = field(default_factory=time.perf_counter)
+
+    def entry(self, status: int) -> Entry:
+        """For the ledger. `status` is the error's where a stream that had begun ended with one."""
+        key = self.caller.key.id if self.caller.key is not None else None
+        entry = Entry(self.responder.request_id, key, self.request.model, status)
+        entry.duration = time.perf_counter() - self.began
+        if self.outcome is not None:
+            self.outcome.enter(entry)
+        return entry
+
+
 class Inference:
     """The ASGI application of one inference endpoint."""
 
@@ -68,6 +95,7 @@ class Inference:
         shutdown: Shutdown,
         note: Callable[[Outcome], None],
         gate: Gate,
+        ledger: Bookkeeper,
     ) -> None:
         self._endpoint = endpoint
         self._settings = settings
@@ -76,23 +104,27 @@ class Inference:
         self._shutdown = shutdown
         self._note = note
         self._gate = gate
+        self._ledger = ledger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The life of a request: read, validated, routed, relayed; its slot freed however it ends.
+        """The life of a request: read, validated, routed, relayed, entered into the ledger, however
+        it ends.
 
         Limits (`limits.py`) will reserve for the caller right after validation, and settle where
-        the slot is freed.
+        the ledger is told.
         """
         responder = Responder(scope, send)
         watch = ClientWatch(receive, responder)
+        exchange: Exchange | None = None
         try:
             caller = self._gate.enter(scope, "inference")
-            request = self._parse(
-                await read_body(scope, receive, self._settings.limits.max_body_bytes)
-            )
+            limit = self._settings.limits.max_body_bytes
+            request = self._parse(await read_body(scope, receive, limit))
+            exchange = Exchange(caller, request, responder)
             with self._shutdown.request(), watch:
-                await self._answer(request, caller, responder)
+                await self._answer(exchange)
         except ApiError as error:
+            self._account(exchange, error.status)
             await responder.error(error)
         except ClientGone:
             log.info("%s: the client left before it had sent all", responder.request_id)
@@ -101,14 +133,22 @@ class Inference:
             # Two of those who cancel are ours; everybody else means the whole task.
             if watch.left:
                 log.info("%s: the client left, generation stopped", responder.request_id)
+                self._account(exchange, CLIENT_LEFT)
                 await responder.nobody()
             elif self._shutdown.cutting:
+                self._account(exchange, 503)
                 await responder.error(shutting_down())
             else:
                 raise
         except Exception:  # a defect of ours: nothing above this would speak the contract
             log.exception("%s: the service failed", responder.request_id)
+            self._account(exchange, 500)
             await responder.error(internal_error())
+
+    def _account(self, exchange: Exchange | None, status: int) -> None:
+        if exchange is not None and not exchange.accounted:
+            exchange.accounted = True
+            self._ledger.note(exchange.entry(status))
 
     def _parse(self, body: bytes) -> AnyRequest:
         try:
@@ -118,15 +158,16 @@ class Inference:
         except ValidationError as error:
             raise from_validation(error, self._endpoint.request) from None
 
-    async def _answer(self, request: AnyRequest, caller: Caller, responder: Responder) -> None:
+    async def _answer(self, exchange: Exchange) -> None:
         """Relays one replica's answer, or another's when the first died before a byte was sent."""
+        request, caller, responder = exchange.request, exchange.caller, exchange.responder
         opening = request.inner.opening
         who = request.user or caller.id
         caller.check(request.model)
         route = await self._router.route(request.model, who, opening=opening)
         try:
             with route:
-                await self._relay(request, route, responder)
+                await self._relay(exchange, route)
         except EngineGone as gone:
             log.warning("%s: %s: %s", responder.request_id, route.target.tag, gone)
             if responder.started:
@@ -141,17 +182,19 @@ class Inference:
             raise _broken(route) from None
         try:
             with route:
-                await self._relay(request, route, responder)
+                await self._relay(exchange, route)
         except EngineGone:
             raise _broken(route) from None
 
-    async def _relay(self, request: AnyRequest, route: Route, responder: Responder) -> None:
+    async def _relay(self, exchange: Exchange, route: Route) -> None:
         """Also sends the shadow its copy, and notes how both went. What is cut short because its
         client left or its version was replaced says nothing about the version."""
-        outcome = Outcome(route.target.name, route.target.number, route.label)
-        copied = self._shadows.copy(request, route)
+        target = route.target
+        outcome = Outcome(target.name, target.number, route.label, route.replica.engine.name)
+        exchange.outcome = outcome
+        copied = self._shadows.copy(exchange.request, route)
         try:
-            await self._answer_from(route, request, responder, outcome)
+            await self._answer_from(route, exchange, outcome)
         except EngineGone:
             if route.replica.state != State.STOPPED:
                 self._note(outcome.end(failed=True))
@@ -164,9 +207,8 @@ class Inference:
         if copied:
             self._shadows.compare(outcome)
 
-    async def _answer_from(
-        self, route: Route, request: AnyRequest, responder: Responder, outcome: Outcome
-    ) -> None:
+    async def _answer_from(self, route: Route, exchange: Exchange, outcome: Outcome) -> None:
+        request, responder = exchange.request, exchange.responder
         responder.served_by(route.target.tag, route.label)
         call = await encode(request, route)
         reply = self._endpoint.reply(request, route.target.tag)
@@ -187,10 +229,16 @@ class Inference:
                         data = reply.feed(events)
                         if data:
                             await responder.stream(data)
-            if request.stream:
-                await responder.stream(reply.end(), last=True)
+            end = reply.end() if request.stream else reply.whole()
+            if self._settings.ledger.durability == "strict":
+                exchange.accounted = True
+                await self._ledger.commit(exchange.entry(200))
             else:
-                await responder.json(reply.whole())
+                self._account(exchange, 200)
+            if request.stream:
+                await responder.stream(end, last=True)
+            else:
+                await responder.json(end)
         except TimeoutError:
             raise timed_out(
                 f"The answer took over {timeouts.answer:g} s; stream it or ask for less."

@@ -16,6 +16,7 @@ from typing import Any
 from prometheus_client import Counter as CounterMetric
 from prometheus_client import Histogram
 
+from serving.accounts.ledger import Bookkeeper, Entry
 from serving.contract.errors import ApiError
 from serving.gateway.encoding import AnyRequest, encode
 from serving.runtime.outcome import Outcome
@@ -57,9 +58,10 @@ TOKENS = Histogram(
 class Shadows:
     """The copies of all models."""
 
-    def __init__(self, settings: Settings, router: Router) -> None:
+    def __init__(self, settings: Settings, router: Router, ledger: Bookkeeper) -> None:
         self._settings = settings
         self._router = router
+        self._ledger = ledger
         self._running: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -89,7 +91,7 @@ class Shadows:
 
     async def _run(self, request: AnyRequest, route: Route) -> None:
         target = route.target
-        outcome = Outcome(target.name, target.number, SHADOW)
+        outcome = Outcome(target.name, target.number, SHADOW, route.replica.engine.name)
         became = "failed"
         try:
             async with asyncio.timeout(self._settings.timeouts.answer):
@@ -103,6 +105,10 @@ class Shadows:
             self._running[target.name] -= 1
         outcome.end(failed=became == "failed")
         self._count(target.name, target.number, became)
+        status = 502 if outcome.failed else 200
+        entry = Entry("", None, request.model, status, duration=outcome.duration, shadow=True)
+        outcome.enter(entry)
+        self._ledger.note(entry)
         if not outcome.failed:
             self._observe(outcome, "shadow")
 

@@ -1,36 +1,57 @@
-"""How one answer went, as its version's record shows it."""
+"""How one answer went, as its version's record, the ledger and the metrics show it."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
 
-from serving.contract.events import EngineEvent
+from serving.accounts.ledger import Entry
+from serving.contract.events import EngineEvent, Usage
 
 
 @dataclass(slots=True)
 class Outcome:
-    """One answer of a version: seconds until its first and its last event, tokens generated, and
-    whether it failed by the engine's fault. A client that leaves or asks nonsense is no failure."""
+    """One answer of a version: seconds until its first and its last event, what the engine counted
+    and why it ended, and whether it failed by the engine's fault. A client that leaves or asks
+    nonsense is no failure."""
 
     model: str
     number: int
     label: str
-    tokens: int = 0
+    engine: str = ""
+    usage: Usage | None = None
+    finish_reason: str | None = None
     failed: bool = False
     ttft: float | None = None
     duration: float = 0.0
     _began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def tokens(self) -> int:
+        """Those generated."""
+        return self.usage.completion_tokens if self.usage is not None else 0
 
     def note(self, events: list[EngineEvent]) -> None:
         """What the engine said next."""
         for event in events:
             if self.ttft is None and event.deltas:
                 self.ttft = time.perf_counter() - self._began
+            for delta in event.deltas:
+                if delta.finish_reason is not None:
+                    self.finish_reason = delta.finish_reason
             if event.usage is not None:
-                self.tokens = event.usage.completion_tokens
+                self.usage = event.usage
 
     def end(self, *, failed: bool) -> Outcome:
         self.duration = time.perf_counter() - self._began
         self.failed = failed
         return self
+
+    def enter(self, entry: Entry) -> None:
+        """Adds what is known of the answer to the request's line in the ledger."""
+        entry.version, entry.label, entry.engine = self.number, self.label or None, self.engine
+        entry.ttft, entry.finish_reason = self.ttft, self.finish_reason
+        if self.usage is not None:
+            entry.prompt_tokens = self.usage.prompt_tokens
+            entry.completion_tokens = self.usage.completion_tokens
+            entry.cached_tokens = self.usage.prompt_tokens_details.cached_tokens

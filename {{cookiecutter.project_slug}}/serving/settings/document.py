@@ -150,9 +150,20 @@ class Auth(Section):
     mode: Literal["auto", "keys", "open_to_everybody"] = "auto"
 
 
+class LedgerSection(Section):
+    """One row for each request. With `durability: batched` they are written every `flush` seconds:
+    a hard kill loses those of that time. With `strict` each is on the disk before its answer's last
+    byte is sent. While the database is away, up to `spool_bytes` of them wait in a file."""
+
+    durability: Literal["batched", "strict"] = "batched"
+    flush: Seconds = 1
+    spool_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
+
+
 class DatabaseSection(Section):
-    """Where keys are kept: the SQLite file `serving.db` in `service.state`, or the database whose
-    URL is in the environment variable `url_env`, as in postgresql://USER:PASSWORD@HOST/NAME."""
+    """Where keys and the ledger are kept: the SQLite file `serving.db` in `service.state`, or the
+    database whose URL is in the environment variable `url_env`, as in
+    postgresql://USER:PASSWORD@HOST/NAME."""
 
     url_env: Variable | None = None
 
@@ -171,6 +182,7 @@ class Settings(Section):
     limits: Limits = Limits()
     auth: Auth = Auth()
     database: DatabaseSection = DatabaseSection()
+    ledger: LedgerSection = LedgerSection()
 
     def engine_of(self, model: str, number: int) -> EngineSettings:
         """The engine section for one version of a model."""

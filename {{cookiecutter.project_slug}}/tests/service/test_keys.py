@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from live_service import PROJECT, Service, eventually
+from live_service import PROJECT, Service, chat_body, eventually
+from scripted_engine import script
+from versions import family_of, kill
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("deadline")]
 
@@ -162,3 +165,84 @@ def test_what_cannot_be_done_is_one_sentence(
     done = serving(service, "keys", *words)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert told in done.stderr
+
+
+# What was used.
+
+
+def usage(service: Service, key: str, **query: Any) -> Any:
+    headers = {"authorization": f"Bearer {key}"}
+    reply = service.http.get("/admin/usage", headers=headers, params=query)
+    assert reply.status_code == 200, reply.text
+    return reply.json()["usage"]
+
+
+def test_every_request_is_in_the_ledger_with_its_key_and_its_tokens(service: Service) -> None:
+    key, admin = make(service, "ann"), make(service, "ops", "--scope", "admin")
+    key_id = key.split("-")[1]
+    told = [ask(service, key).usage for _ in range(3)]
+    with pytest.raises(openai.NotFoundError):
+        ask(service, key, "chat:9")
+    bearer = {"authorization": f"Bearer {key}"}
+    body = chat_body(script(fault="status_500"))
+    assert service.http.post("/v1/chat/completions", headers=bearer, json=body).status_code == 502
+    with service.http.stream(
+        "POST",
+        "/v1/chat/completions",
+        headers=bearer,
+        json=chat_body(script(tokens=1000, delay_ms=50), stream=True),
+    ) as stream:
+        next(stream.iter_raw())  # and away
+
+    def rows() -> Any:
+        found = usage(service, admin, by=["key", "version"])
+        return {r["group"]["version"]: r for r in found if r["group"]["key"] == key_id}
+
+    eventually(lambda: rows().get(1, {}).get("requests") == 5, "all are written")
+    answered, nowhere = rows()[1], rows()[None]
+    assert (answered["failed"], nowhere["requests"]) == (1, 1)
+    assert answered["prompt_tokens"] == sum(usage.prompt_tokens for usage in told)
+    assert answered["completion_tokens"] == sum(usage.completion_tokens for usage in told)
+
+
+def test_usage_as_a_table_as_csv_and_as_json(service: Service) -> None:
+    key = make(service, "ann")
+    ask(service, key)
+    key_id = key.split("-")[1]
+    eventually(lambda: key_id in serving(service, "usage").stdout, "it is written")
+    (line,) = (
+        line
+        for line in serving(service, "usage", "--by", "key,model", "--format", "csv").stdout.split()
+        if line.startswith(key_id)
+    )
+    assert line.split(",")[:4] == [key_id, "chat", "1", "0"]
+    rows = json.loads(serving(service, "usage", "--by", "key", "--format", "json").stdout)
+    assert any(row["group"] == {"key": key_id} for row in rows)
+    wrong = serving(service, "usage", "--by", "colour")
+    assert wrong.stderr.startswith("serving: --by: there is no 'colour'; there are key, model")
+
+
+def test_a_query_that_makes_no_sense_is_refused_by_name(service: Service) -> None:
+    headers = {"authorization": f"Bearer {make(service, 'ops', '--scope', 'admin')}"}
+    for query, named in (("by=colour", "by"), ("since=x", "since"), ("bay=key", "bay")):
+        reply = service.http.get(f"/admin/usage?{query}", headers=headers)
+        assert reply.status_code == 400
+        assert reply.json()["error"]["param"].startswith(named)
+
+
+def test_strict_rows_survive_a_kill_at_once(serve: Callable[..., Service]) -> None:
+    service = serve(settings={"ledger": {"durability": "strict", "flush": 1000}})
+    service.start().wait_ready()
+    for _ in range(3):
+        with service.stream("Hello") as stream:
+            assert stream.rest()[-1].data == "[DONE]"
+    kill(family_of(service))
+    rows = json.loads(serving(service, "usage", "--by", "model", "--format", "json").stdout)
+    assert [(row["group"], row["requests"]) for row in rows] == [({"model": "chat"}, 3)]
+
+
+def test_a_stop_writes_what_waits(serve: Callable[..., Service]) -> None:
+    service = serve(settings={"ledger": {"flush": 1000}}).start().wait_ready()
+    assert service.chat("Hello").status_code == 200
+    service.stop()
+    assert "chat" in serving(service, "usage", "--by", "model").stdout

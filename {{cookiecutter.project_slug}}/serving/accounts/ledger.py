@@ -1,0 +1,187 @@
+"""The ledger: one row for each request, written off the requests' way.
+
+Rows wait in memory for the next batch. While the database is away they wait in a file, the spool,
+which a restart finds again. Each has an id of its own, so that none is ever written twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import uuid
+from collections import deque
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from serving.accounts.database import Database, DatabaseError, explained
+from serving.accounts.tables import UsageRow
+from serving.settings import Settings
+
+log = logging.getLogger("bentoml.serving")
+
+#: Rows in one transaction.
+BATCH = 500
+#: Rows that wait in memory while the database is away; more wait in the spool.
+HELD = 10_000
+
+
+class Entry(msgspec.Struct):
+    """One row; see `tables.UsageRow`."""
+
+    request: str
+    key: str | None
+    model: str
+    status: int
+    version: int | None = None
+    label: str | None = None
+    engine: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    finish_reason: str | None = None
+    ttft: float | None = None
+    duration: float = 0.0
+    shadow: bool = False
+    at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
+    id: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
+
+
+class Bookkeeper:
+    """Keeps no books: for an application without a database, and what `Ledger` is to requests."""
+
+    def note(self, entry: Entry) -> None:
+        """To be written with the next batch."""
+
+    async def commit(self, entry: Entry) -> None:
+        """Returns once it is on a disk."""
+
+
+class Ledger(Bookkeeper):
+    """`fault` says why rows wait, if they do longer than they should; `lost` counts those for which
+    there was no room."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self.fault = ""
+        self.lost = 0
+        self._settings = settings
+        self._database = database
+        self._waiting: deque[Entry] = deque()
+        self._spool = settings.service.state / "ledger.spool"
+        self._writing = asyncio.Lock()
+        self._writer: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._writer = asyncio.ensure_future(self._write_on())
+
+    async def stop(self) -> None:
+        """Everything is in the database afterwards, or in the spool."""
+        if self._writer is not None:
+            self._writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._writer
+        await self.flush()
+        await asyncio.to_thread(self._put_aside, 0)
+
+    def note(self, entry: Entry) -> None:
+        """To be written with the next batch."""
+        self._waiting.append(entry)
+
+    async def commit(self, entry: Entry) -> None:
+        """Returns once it is on a disk: the database's, or the spool's."""
+        self._waiting.append(entry)
+        await self.flush()
+        if self.fault:
+            await asyncio.to_thread(self._put_aside, 0)
+
+    async def flush(self) -> None:
+        """Writes all that waits, unless the database is away."""
+        async with self._writing:
+            try:
+                if self._spool.exists():
+                    await self._write_spool()
+                while self._waiting:
+                    batch = [self._waiting[i] for i in range(min(BATCH, len(self._waiting)))]
+                    await self._insert(batch)
+                    for _ in batch:
+                        self._waiting.popleft()
+            except DatabaseError as error:
+                if not self.fault:
+                    log.error("%s The ledger's rows wait for it.", error)
+                self.fault = str(error)
+            else:
+                if self.fault:
+                    log.info("the ledger is written again")
+                self.fault = ""
+
+    async def _write_on(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.ledger.flush)
+            await self.flush()
+            if len(self._waiting) > HELD:
+                await asyncio.to_thread(self._put_aside, HELD)
+
+    async def _insert(self, entries: list[Entry]) -> None:
+        dialect = postgresql if self._database.url.get_backend_name() == "postgresql" else sqlite
+        rows = [{**msgspec.structs.asdict(e), "day": e.at.date().isoformat()} for e in entries]
+        statement = dialect.insert(UsageRow).on_conflict_do_nothing()
+        with explained(self._database.url):
+            session: AsyncSession
+            async with self._database.session.begin() as session:
+                await session.execute(statement, rows)
+
+    # The spool.
+
+    def _put_aside(self, keep: int) -> None:
+        """Moves the oldest rows from memory into the spool, all but `keep`."""
+        lines = []
+        while len(self._waiting) > keep:
+            lines.append(msgspec.json.encode(self._waiting.popleft()) + b"\n")
+        if not lines:
+            return
+        try:
+            self._spool.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._spool, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "ab") as spool:
+                room = self._settings.ledger.spool_bytes - spool.tell()
+                for position, line in enumerate(lines):
+                    room -= len(line)
+                    if room < 0:
+                        self._lose(len(lines) - position, "the spool is full")
+                        break
+                    spool.write(line)
+                spool.flush()
+                os.fsync(spool.fileno())
+        except OSError as error:
+            self._lose(len(lines), f"{self._spool} cannot be written ({error.strerror})")
+
+    def _lose(self, count: int, why: str) -> None:
+        self.lost += count
+        log.error("the ledger lost %d rows: %s", count, why)
+
+    async def _write_spool(self) -> None:
+        """Into the database, and away with it. What a kill left half of is skipped."""
+        data = await asyncio.to_thread(self._spool.read_bytes)
+        entries = []
+        for line in data.splitlines():
+            with contextlib.suppress(msgspec.DecodeError):
+                entries.append(msgspec.json.decode(line, type=Entry))
+        for first in range(0, len(entries), BATCH):
+            await self._insert(entries[first : first + BATCH])
+        await asyncio.to_thread(_remove_beginning, self._spool, len(data))
+
+
+def _remove_beginning(path: Path, size: int) -> None:
+    """Of a file that may have grown meanwhile. A kill before it ends leaves rows that are written
+    already, which does no harm."""
+    rest = path.read_bytes()[size:]
+    if rest:
+        path.write_bytes(rest)
+    else:
+        path.unlink()

@@ -1,0 +1,201 @@
+"""Every row is written once, whatever happens to the database or to us."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+from sqlalchemy import func, select
+
+from serving.accounts.database import Database
+from serving.accounts.ledger import BATCH, HELD, Entry, Ledger
+from serving.accounts.tables import UsageRow
+from serving.accounts.usage import Used, used
+from serving.settings import Settings
+
+Configure = Callable[..., Settings]
+
+
+def entry(**fields: object) -> Entry:
+    usual = {"request": "r", "key": "ann", "model": "chat", "status": 200}
+    return msgspec.convert({**usual, **fields}, Entry)
+
+
+async def count(database: Database) -> int:
+    async with database.session() as session:
+        return await session.scalar(select(func.count()).select_from(UsageRow)) or 0
+
+
+class Away:
+    """The database's file, put where it cannot be found."""
+
+    def __init__(self, database: Database, state: Path) -> None:
+        self._database = database
+        self._file = state / "serving.db"
+
+    async def go(self) -> None:
+        await self._database.close()
+        self._file.rename(self._file.with_suffix(".away"))
+        self._file.mkdir()
+
+    async def come_back(self) -> None:
+        self._file.rmdir()
+        self._file.with_suffix(".away").rename(self._file)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def away(database: Database, state: Path) -> Away:
+    return Away(database, state)
+
+
+@pytest.fixture
+def ledger(configure: Configure, database: Database) -> Ledger:
+    return Ledger(configure(), database)
+
+
+async def test_a_row_is_written_as_it_was(ledger: Ledger, database: Database) -> None:
+    full = entry(
+        request="abc",
+        version=3,
+        label="canary",
+        engine="vllm",
+        prompt_tokens=7,
+        completion_tokens=9,
+        cached_tokens=2,
+        reasoning_tokens=1,
+        finish_reason="stop",
+        ttft=0.25,
+        duration=1.5,
+        shadow=True,
+    )
+    ledger.note(full)
+    await ledger.flush()
+    async with database.session() as session:
+        row = await session.scalar(select(UsageRow))
+    assert row is not None
+    kept = {name: getattr(row, name) for name in Entry.__struct_fields__}
+    assert kept == msgspec.structs.asdict(full)
+    assert row.day == full.at.date().isoformat()
+
+
+async def test_rows_are_written_in_batches_by_themselves_and_at_the_stop(
+    ledger: Ledger, database: Database, configure: Configure
+) -> None:
+    ledger._settings.ledger = configure(ledger={"flush": 0.01}).ledger
+    ledger.start()
+    for _ in range(2 * BATCH + 1):
+        ledger.note(entry())
+    async with asyncio.timeout(10):
+        while await count(database) < 2 * BATCH + 1:
+            await asyncio.sleep(0.01)
+    ledger._settings.ledger = configure(ledger={"flush": 1000}).ledger
+    ledger.note(entry())
+    await ledger.stop()
+    assert await count(database) == 2 * BATCH + 2
+
+
+async def test_what_the_database_cannot_take_waits_for_it(
+    ledger: Ledger, database: Database, away: Away
+) -> None:
+    await away.go()
+    ledger.note(entry())
+    await ledger.flush()
+    assert "cannot be used" in ledger.fault
+    await away.come_back()
+    await ledger.flush()
+    assert (ledger.fault, await count(database)) == ("", 1)
+
+
+async def test_what_waits_at_the_stop_is_found_by_the_next_start(
+    ledger: Ledger, database: Database, away: Away, configure: Configure, state: Path
+) -> None:
+    await away.go()
+    for _ in range(BATCH + 1):
+        ledger.note(entry())
+    await ledger.stop()
+    assert (state / "ledger.spool").stat().st_mode & 0o777 == 0o600
+    await away.come_back()
+    again = Ledger(configure(), database)
+    again.note(entry())
+    await again.flush()
+    assert await count(database) == BATCH + 2
+    assert not (state / "ledger.spool").exists()
+
+
+async def test_rows_that_are_written_already_are_not_written_twice(
+    ledger: Ledger, database: Database, state: Path
+) -> None:
+    first = entry()
+    ledger.note(first)
+    await ledger.flush()
+    half = msgspec.json.encode(entry())[:20]  # as a kill leaves it
+    (state / "ledger.spool").write_bytes(msgspec.json.encode(first) + b"\n" + half)
+    await ledger.flush()
+    assert await count(database) == 1
+
+
+async def test_only_so_many_rows_wait_in_memory_and_on_the_disk(
+    ledger: Ledger, away: Away, configure: Configure, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = len(msgspec.json.encode(entry())) + 1
+    room = 10
+    settings = configure(ledger={"flush": 0.01, "spool_bytes": room * (size + 8)})
+    ledger._settings.ledger = settings.ledger
+    await away.go()
+    ledger.start()
+    for _ in range(HELD + 25):
+        ledger.note(entry())
+    async with asyncio.timeout(20):
+        while ledger.lost == 0:
+            await asyncio.sleep(0.01)
+    kept = len((state / "ledger.spool").read_bytes().splitlines())
+    assert room <= kept < 25
+    assert ledger.lost == 25 - kept
+    assert "the spool is full" in caplog.text
+    await ledger.stop()
+    await away.come_back()
+
+
+async def test_a_strict_row_is_on_a_disk_when_it_is_said_to_be(
+    ledger: Ledger, database: Database, away: Away, state: Path
+) -> None:
+    await ledger.commit(entry())
+    assert await count(database) == 1
+    await away.go()
+    await ledger.commit(entry())
+    assert len((state / "ledger.spool").read_bytes().splitlines()) == 1
+    await away.come_back()
+    await ledger.commit(entry())
+    assert await count(database) == 3
+
+
+async def test_usage_is_added_up_by_any_groups(ledger: Ledger, database: Database) -> None:
+    monday, tuesday = datetime(2026, 11, 23, 23, tzinfo=UTC), datetime(2026, 11, 24, tzinfo=UTC)
+    tokens = {"prompt_tokens": 10, "completion_tokens": 5, "cached_tokens": 4}
+    for fields in (
+        {"at": monday, "version": 1, **tokens},
+        {"at": tuesday, "version": 1, **tokens},
+        {"at": tuesday, "version": 2, **tokens, "status": 502},
+        {"at": tuesday, "version": 2, **tokens, "shadow": True},
+        {"at": tuesday, "key": None, "version": 2, **tokens},
+    ):
+        ledger.note(entry(**fields))
+    await ledger.flush()
+    assert await used(database, ["day", "version"]) == [
+        Used({"day": "2026-11-23", "version": 1}, 1, 0, 10, 5, 4, 0),
+        Used({"day": "2026-11-24", "version": 1}, 1, 0, 10, 5, 4, 0),
+        Used({"day": "2026-11-24", "version": 2}, 2, 1, 20, 10, 8, 0),
+    ]
+    since_tuesday = await used(database, ["key"], since=date(2026, 11, 24))
+    assert {row.group["key"]: row.requests for row in since_tuesday} == {None: 1, "ann": 2}
+    assert [row.requests for row in await used(database, [], until=date(2026, 11, 23))] == [1]
+    assert [row.requests for row in await used(database, ["model"], shadow=True)] == [1]
