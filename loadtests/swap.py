@@ -4,7 +4,8 @@
 
 On the scripted engine, 64 streams always; the versions go live one after the other, and back. A
 swap lasts from the command to the end of the old version: start, warm-up, flip, drain, stop. All
-of it is on the same two cores here; on a real machine the new engine starts on devices of its own.
+of it is on the same cores here, so that the start of an engine is also measured by itself, beside
+the service; on a real machine the new engine starts on devices of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from relay import HOST, SETTINGS, fake_home, free_port, prepared, running, scrip
 STREAMS = 64
 TOKENS = 200
 DELAY_MS = 20
+
+
+#: When something began and ended.
+Windows = list[tuple[float, float]]
 
 
 class Gaps:
@@ -59,7 +64,7 @@ class Gaps:
         writer.close()
         self.broken += b"[DONE]" not in tail
 
-    def quantiles(self, windows: list[tuple[float, float]], *, inside: bool) -> tuple[float, float]:
+    def quantiles(self, windows: Windows, *, inside: bool = True) -> tuple[float, float]:
         """p50 and p99, in milliseconds, of the gaps inside the windows or outside."""
         gaps = sorted(
             gap * 1e3
@@ -69,11 +74,13 @@ class Gaps:
         return gaps[len(gaps) // 2], gaps[len(gaps) * 99 // 100]
 
 
-async def swapped(port: int, swaps: int) -> tuple[Gaps, list[tuple[float, float]]]:
-    """The gaps, and when swaps were under way."""
+async def swapped(port: int, swaps: int, engine: list[str]) -> tuple[Gaps, Windows, Windows]:
+    """The gaps, and when swaps were under way, and when an engine started that nothing uses: what
+    the machine's cores alone make of that."""
     gaps = Gaps()
     ends = asyncio.Event()
-    windows = []
+    windows: Windows = []
+    alone: Windows = []
 
     async def always() -> None:
         while not ends.is_set():
@@ -88,9 +95,25 @@ async def swapped(port: int, swaps: int) -> tuple[Gaps, list[tuple[float, float]
             begun = time.perf_counter()
             await move(admin, port, 2 - swap % 2)
             windows.append((begun, time.perf_counter()))
+            await asyncio.sleep(6)
+            begun = time.perf_counter()
+            await start_alone(
+                [*engine, "--port", str(free_port())], windows[-1][1] - windows[-1][0]
+            )
+            alone.append((begun, time.perf_counter()))
         await asyncio.sleep(6)
         ends.set()
-    return gaps, windows
+    return gaps, windows, alone
+
+
+async def start_alone(engine: list[str], seconds: float) -> None:
+    """Starts it as a swap does, and ends it after the time of one."""
+    process = await asyncio.create_subprocess_exec(
+        *engine, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    await asyncio.sleep(seconds)
+    process.terminate()
+    await process.wait()
 
 
 async def move(admin: httpx.AsyncClient, port: int, number: int) -> None:
@@ -125,20 +148,27 @@ def main() -> None:
             check=True,
             stdout=subprocess.DEVNULL,
         )
+        engine = [str(home / "bin/vllm"), "serve", str(project / "demo_model")]
         port = free_port()
         with running(serve(project, port), folder / "serve.log", **environment) as service:
             wait_for(port, "/readyz", service)
-            gaps, windows = asyncio.run(swapped(port, options.swaps))
+            gaps, windows, alone = asyncio.run(swapped(port, options.swaps, engine))
     if gaps.broken:
         sys.exit(f"{gaps.broken} streams did not end with [DONE].")
-    (p50, p99), (calm50, calm99) = (gaps.quantiles(windows, inside=side) for side in (True, False))
+    calm = gaps.quantiles(windows + alone, inside=False)
     lasted = sum(end - begin for begin, end in windows) / len(windows)
     print(
         f"{STREAMS} streams, {DELAY_MS} ms between tokens, {len(windows)} swaps of {lasted:.1f} s"
     )
-    print(f"  between tokens, outside swaps  p50 {calm50:6.2f} ms  p99 {calm99:6.2f} ms")
-    print(f"  between tokens, during swaps   p50 {p50:6.2f} ms  p99 {p99:6.2f} ms")
-    print(f"  during / outside               p50 {p50 / calm50:6.2f}     p99 {p99 / calm99:6.2f}")
+    for when, (p50, p99) in (
+        ("outside", calm),
+        ("while an engine starts alone", gaps.quantiles(alone)),
+        ("during swaps", gaps.quantiles(windows)),
+    ):
+        print(
+            f"  between tokens, {when:28} p50 {p50:6.2f} ms ({p50 / calm[0]:.2f})"
+            f"  p99 {p99:6.2f} ms ({p99 / calm[1]:.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 import hypothesis
 import numpy as np
+import postgres as postgres_module
 import pytest
 import scripted_engine
 from live_service import Service
@@ -103,6 +104,13 @@ def scripted_home(tmp_path: Path) -> Path:
     `scripted_engine.behave(scripted_home, ...)` tells it how to start.
     """
     return scripted_engine.install(tmp_path / "engine")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgres_module.Server]:
+    """One server for the whole session; each test makes a database of its own."""
+    with postgres_module.server() as server:
+        yield server
 
 
 # For the tests of the running service; see live_service.py.

@@ -114,7 +114,7 @@ class Keeper:
             section = self._settings.engine_of(self.version.name, self.version.number)
             seen = await asyncio.to_thread(visible, section)
             with self._devices.given(seen, section) as gpus:
-                lacking = shortage(self.version, section, gpus)
+                lacking = await asyncio.to_thread(shortage, self.version, section, gpus)
                 if lacking:
                     raise ReplicaDied(lacking)
                 self.replica = Replica(self._settings, self.version, self._hooks, self._index, gpus)

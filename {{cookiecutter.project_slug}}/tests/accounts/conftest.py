@@ -1,18 +1,21 @@
-"""A database of the test's own."""
+"""A database of the test's own: SQLite, and PostgreSQL where a test is for both."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres import Server
 
 from serving.accounts.database import Database
 from serving.accounts.keys import Keys
 from serving.settings import Settings
 
 Configure = Callable[..., Settings]
+_names = (f"accounts_{number}" for number in itertools.count())
 
 
 @pytest.fixture
@@ -32,12 +35,29 @@ def configure(tmp_path: Path) -> Configure:
 
 @pytest.fixture
 async def database(configure: Configure) -> AsyncIterator[Database]:
+    """A SQLite file."""
     database = Database(configure())
     await database.migrate()
     yield database
     await database.close()
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def either(
+    request: pytest.FixtureRequest, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Database]:
+    """Of each kind."""
+    sections = {}
+    if request.param == "postgresql":
+        server: Server = request.getfixturevalue("postgres")
+        monkeypatch.setenv("THE_URL", server.make(next(_names)))
+        sections = {"database": {"url_env": "THE_URL"}}
+    database = Database(configure(**sections))
+    await database.migrate()
+    yield database
+    await database.close()
+
+
 @pytest.fixture
-def keys(database: Database) -> Keys:
-    return Keys(database)
+def keys(either: Database) -> Keys:
+    return Keys(either)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from postgres import Server
 from sqlalchemy import create_engine, inspect
 
 from serving.accounts.database import Database, DatabaseError
@@ -82,3 +83,19 @@ def test_what_is_no_url_of_a_database_is_told_without_showing_it(
     with pytest.raises(DatabaseError, match="THE_URL must hold postgresql://USER") as caught:
         Database(configure(database={"url_env": "THE_URL"}))
     assert "secret" not in str(caught.value)
+
+
+async def test_postgresql_gets_the_same_tables_from_many_at_once(
+    postgres: Server, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_URL", postgres.make("tables"))
+    settings = configure(database={"url_env": "THE_URL"})
+    work = [asyncio.to_thread(asyncio.run, migrated(settings)) for _ in range(8)]
+    database, *_ = await asyncio.gather(*work)
+    again = Database(settings)
+    async with again.session() as session:
+        connection = await session.connection()
+        found = await connection.run_sync(lambda c: set(inspect(c).get_table_names()))
+    await again.close()
+    assert found == {*Base.metadata.tables, "alembic_version"}
+    assert "a-password" not in repr(database.url)

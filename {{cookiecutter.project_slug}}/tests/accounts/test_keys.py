@@ -40,8 +40,8 @@ async def test_a_key_is_a_readable_id_and_256_random_bits_of_which_only_the_dige
     assert key.digest == hashlib.sha256(text.encode()).digest()
     assert (await keys.list()) == [key]
     secret = text.rsplit(f"{key.id}-", 1)[1].encode()
-    for file in (tmp_path / "state").iterdir():
-        assert secret not in file.read_bytes()
+    files = await asyncio.to_thread(lambda: list(tmp_path.rglob("*.db*")))
+    assert not any(secret in file.read_bytes() for file in files)
 
 
 async def test_what_it_may_is_remembered(keys: Keys) -> None:
@@ -115,8 +115,15 @@ async def test_a_key_nobody_made_is_refused(keys: Keys) -> None:
 
 
 async def test_the_last_known_keys_stay_while_the_database_is_away(
-    database: Database, keys: Keys, ring: KeyRing, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    database: Database,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr("serving.accounts.ring.LOOK_EVERY", 0.01)
+    keys = Keys(database)
+    ring = KeyRing(keys)
+    await ring.start()
     _, text = await keys.create("ann")
     await news(ring, text, known=True)
     file = tmp_path / "state" / "serving.db"
@@ -135,4 +142,5 @@ async def test_the_last_known_keys_stay_while_the_database_is_away(
             await asyncio.sleep(0.005)
     _, another = await keys.create("bob")
     await news(ring, another, known=True)
+    await ring.stop()
     assert sum("stay in force" in record.message for record in caplog.records) == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from postgres import Server
 from sqlalchemy import func, select
 
 from serving.accounts.database import Database
@@ -62,7 +63,8 @@ def ledger(configure: Configure, database: Database) -> Ledger:
     return Ledger(configure(), database)
 
 
-async def test_a_row_is_written_as_it_was(ledger: Ledger, database: Database) -> None:
+async def test_a_row_is_written_as_it_was(either: Database, configure: Configure) -> None:
+    ledger = Ledger(configure(), either)
     full = entry(
         request="abc",
         version=3,
@@ -79,7 +81,7 @@ async def test_a_row_is_written_as_it_was(ledger: Ledger, database: Database) ->
     )
     ledger.note(full)
     await ledger.flush()
-    async with database.session() as session:
+    async with either.session() as session:
         row = await session.scalar(select(UsageRow))
     assert row is not None
     kept = {name: getattr(row, name) for name in Entry.__struct_fields__}
@@ -178,7 +180,8 @@ async def test_a_strict_row_is_on_a_disk_when_it_is_said_to_be(
     assert await count(database) == 3
 
 
-async def test_usage_is_added_up_by_any_groups(ledger: Ledger, database: Database) -> None:
+async def test_usage_is_added_up_by_any_groups(either: Database, configure: Configure) -> None:
+    ledger = Ledger(configure(), either)
     monday, tuesday = datetime(2026, 11, 23, 23, tzinfo=UTC), datetime(2026, 11, 24, tzinfo=UTC)
     tokens = {"prompt_tokens": 10, "completion_tokens": 5, "cached_tokens": 4}
     for fields in (
@@ -190,12 +193,44 @@ async def test_usage_is_added_up_by_any_groups(ledger: Ledger, database: Databas
     ):
         ledger.note(entry(**fields))
     await ledger.flush()
-    assert await used(database, ["day", "version"]) == [
+    assert await used(either, ["day", "version"]) == [
         Used({"day": "2026-11-23", "version": 1}, 1, 0, 10, 5, 4, 0),
         Used({"day": "2026-11-24", "version": 1}, 1, 0, 10, 5, 4, 0),
         Used({"day": "2026-11-24", "version": 2}, 2, 1, 20, 10, 8, 0),
     ]
-    since_tuesday = await used(database, ["key"], since=date(2026, 11, 24))
+    since_tuesday = await used(either, ["key"], since=date(2026, 11, 24))
     assert {row.group["key"]: row.requests for row in since_tuesday} == {None: 1, "ann": 2}
-    assert [row.requests for row in await used(database, [], until=date(2026, 11, 23))] == [1]
-    assert [row.requests for row in await used(database, ["model"], shadow=True)] == [1]
+    assert [row.requests for row in await used(either, [], until=date(2026, 11, 23))] == [1]
+    assert [row.requests for row in await used(either, ["model"], shadow=True)] == [1]
+
+
+async def test_a_postgresql_server_that_goes_away_loses_no_row_and_doubles_none(
+    postgres: Server, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_URL", postgres.make("away"))
+    database = Database(configure(database={"url_env": "THE_URL"}))
+    await database.migrate()
+    ledger = Ledger(configure(ledger={"flush": 0.01}), database)
+    ledger.start()
+    noted = 0
+
+    async def load(seconds: float) -> None:
+        nonlocal noted
+        async with asyncio.timeout(seconds + 10):
+            for _ in range(int(seconds * 1000)):
+                ledger.note(entry())
+                noted += 1
+                await asyncio.sleep(0.001)
+
+    try:
+        await load(0.5)
+        await asyncio.gather(load(1), asyncio.to_thread(postgres.stop))
+        assert ledger.fault
+        await asyncio.gather(load(0.5), asyncio.to_thread(postgres.start))
+        async with asyncio.timeout(20):
+            while ledger.fault or await count(database) < noted:
+                await asyncio.sleep(0.05)
+        assert await count(database) == noted
+    finally:
+        await ledger.stop()
+        await database.close()
