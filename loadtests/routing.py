@@ -9,8 +9,8 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any
 
 from serving.runtime.balancing import by_prefix
@@ -29,8 +29,16 @@ REQUESTS = 20_000
 ROUNDS = 15
 
 
+@dataclass(eq=False)
+class Busy:
+    """A replica as far as routing looks at it."""
+
+    index: int
+    in_flight: int = 8
+
+
 def target(number: int, replicas: int, **more: Any) -> Target:
-    made: Any = tuple(SimpleNamespace(index=i, in_flight=0) for i in range(replicas))
+    made: Any = tuple(Busy(i) for i in range(replicas))
     return Target("chat", number, datetime.now(UTC), State.READY, made, lambda: None, **more)
 
 

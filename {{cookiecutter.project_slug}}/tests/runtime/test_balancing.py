@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import cast
 
 import pytest
@@ -14,11 +14,16 @@ from serving.runtime.balancing import by_prefix, least_in_flight
 from serving.runtime.replica import Replica
 
 
+@dataclass(eq=False)
+class Fake:
+    """What balancing needs of a replica."""
+
+    index: int
+    in_flight: int
+
+
 def replicas(*in_flight: int) -> list[Replica]:
-    return [
-        cast(Replica, SimpleNamespace(index=index, in_flight=count))
-        for index, count in enumerate(in_flight)
-    ]
+    return [cast(Replica, Fake(index, count)) for index, count in enumerate(in_flight)]
 
 
 def chosen(opening: str, among: list[Replica]) -> int:
