@@ -16,7 +16,7 @@ from rich.table import Table
 from serving.accounts.database import Database
 from serving.accounts.keys import SCOPES, Keys
 from serving.cli_routing import seconds
-from serving.settings import load_settings
+from serving.settings import Quota, load_settings
 
 PROJECT = Path(__file__).parent.parent
 
@@ -26,6 +26,7 @@ console = Console()
 notes = Console(stderr=True)
 
 _T = TypeVar("_T")
+Limit = Annotated[int | None, typer.Option(min=1, help="A limit of its own.")]
 Id = Annotated[str, typer.Argument(help="The key's id, as `serving keys list` shows it.")]
 
 
@@ -43,8 +44,19 @@ def create(
         list[str] | None, typer.Option(help="Only this label may be named, and no version.")
     ] = None,
     expires: Annotated[str | None, typer.Option(help="After 12h, 90d and so on.")] = None,
+    requests_per_minute: Limit = None,
+    tokens_per_minute: Limit = None,
+    tokens_per_day: Limit = None,
+    concurrent: Limit = None,
 ) -> None:
-    """Make a key. It is shown once, and never again."""
+    """Make a key. It is shown once, and never again. A key with any limit of its own has no other;
+    one without any has those of `limits.per_key` in serving.yaml."""
+    quota = Quota(
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        tokens_per_day=tokens_per_day,
+        concurrent=concurrent,
+    )
     lifetime = None if expires is None else timedelta(seconds=seconds("--expires", expires))
     key, text = _run(
         lambda keys: keys.create(
@@ -52,6 +64,7 @@ def create(
             scopes=scope or ["inference"],
             models=model or None,
             labels=label or None,
+            quota=None if quota == Quota() else quota,
             lifetime=lifetime,
         )
     )

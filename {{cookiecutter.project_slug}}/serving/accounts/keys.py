@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from serving.accounts.database import Database, explained
 from serving.accounts.tables import KeyRow, RevisionRow
+from serving.settings import Quota
 
 Scope = Literal["inference", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -33,7 +34,8 @@ class KeyRefused(Exception):
 
 @dataclass(frozen=True)
 class ApiKey:
-    """What is known of a key. `models` and `labels` are those it may use, None meaning all."""
+    """What is known of a key. `models` and `labels` are those it may use, None meaning all;
+    `quota` its own limits, None meaning those of every key."""
 
     id: str
     name: str
@@ -41,6 +43,7 @@ class ApiKey:
     scopes: frozenset[str]
     models: frozenset[str] | None
     labels: frozenset[str] | None
+    quota: Quota | None
     created: datetime
     expires: datetime | None
     revoked: datetime | None
@@ -74,6 +77,7 @@ class Keys:
         scopes: Collection[str] = ("inference",),
         models: Iterable[str] | None = None,
         labels: Iterable[str] | None = None,
+        quota: Quota | None = None,
         lifetime: timedelta | None = None,
     ) -> tuple[ApiKey, str]:
         """The new key, and the text of it that is never to be seen again. Raises `KeyRefused`."""
@@ -86,6 +90,7 @@ class Keys:
             scopes=sorted(scopes),
             models=None if models is None else sorted(models),
             labels=None if labels is None else sorted(labels),
+            quota=None if quota is None else quota.model_dump(exclude_none=True),
             created=now,
             expires=None if lifetime is None else now + lifetime,
         )
@@ -126,6 +131,7 @@ class Keys:
                     scopes=old.scopes,
                     models=old.models,
                     labels=old.labels,
+                    quota=old.quota,
                     created=now,
                     expires=old.expires,
                 )
@@ -178,6 +184,7 @@ def _key(row: KeyRow) -> ApiKey:
         scopes=frozenset(row.scopes),
         models=None if row.models is None else frozenset(row.models),
         labels=None if row.labels is None else frozenset(row.labels),
+        quota=None if row.quota is None else Quota.model_validate(row.quota),
         created=row.created,
         expires=row.expires,
         revoked=row.revoked,

@@ -38,6 +38,7 @@ class KeyRow(Base):
     scopes: Mapped[list[str]] = mapped_column(JSON)
     models: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     labels: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    quota: Mapped[dict[str, int] | None] = mapped_column(JSON(none_as_null=True))
     created: Mapped[datetime] = mapped_column(Moment)
     expires: Mapped[datetime | None] = mapped_column(Moment)
     revoked: Mapped[datetime | None] = mapped_column(Moment)

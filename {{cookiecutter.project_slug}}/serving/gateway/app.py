@@ -26,6 +26,7 @@ from serving.gateway.inference import (
     Endpoint,
     Inference,
 )
+from serving.gateway.limits import Limiter
 from serving.gateway.shadow import Shadows
 from serving.runtime.outcome import Outcome
 from serving.runtime.routing import Router, Target
@@ -47,10 +48,11 @@ def create_app(
     for those who change that, and `note` is told how each answer went. Without a `gate`, everybody
     may ask; without a `ledger`, nothing is written down."""
     gate, ledger = gate or Gate(), ledger or Bookkeeper()
+    limiter = Limiter(settings)
     shadows = Shadows(settings, router, ledger)
 
     def inference(endpoint: Endpoint) -> Inference:
-        return Inference(endpoint, settings, router, shadows, shutdown, note, gate, ledger)
+        return Inference(endpoint, settings, router, shadows, shutdown, note, gate, ledger, limiter)
 
     generation = {
         "/v1/chat/completions": inference(CHAT),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Mapping
 
 from starlette.types import Receive, Scope, Send
 
@@ -75,13 +76,16 @@ class Responder:
         self._send = send
         self._headers = [(b"x-request-id", self.request_id.encode())]
 
+    def tell(self, headers: Mapping[str, str]) -> None:
+        """Adds headers to the reply, errors included."""
+        self._headers += [(name.encode(), value.encode()) for name, value in headers.items()]
+
     def served_by(self, version: str, label: str) -> None:
         """Names the version that answers, and the label that led to it if one did, in the reply's
         headers."""
-        self._headers = [
-            (b"x-request-id", self.request_id.encode()),
-            (b"x-served-version", version.encode()),
-        ]
+        names = (b"x-served-version", b"x-served-label")  # of another that was tried before
+        self._headers = [header for header in self._headers if header[0] not in names]
+        self._headers.append((b"x-served-version", version.encode()))
         if label:
             self._headers.append((b"x-served-label", label.encode()))
 
@@ -110,7 +114,7 @@ class Responder:
         if self.started:
             await self.stream(sse.error_event(error), last=True)
             return
-        self._headers += [(k.encode(), v.encode()) for k, v in error.headers.items()]
+        self.tell(error.headers)
         await self.json(error.body(), error.status)
 
     async def nobody(self) -> None:

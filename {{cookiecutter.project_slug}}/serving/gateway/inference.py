@@ -32,6 +32,7 @@ from serving.contract.responses import ResponsesRequest
 from serving.gateway.auth import Caller, Gate
 from serving.gateway.encoding import AnyRequest, encode
 from serving.gateway.http import Responder, read_body
+from serving.gateway.limits import Limiter, prompt_estimate
 from serving.gateway.shadow import Shadows
 from serving.runtime.outcome import Outcome
 from serving.runtime.replica import State
@@ -73,12 +74,21 @@ class Exchange:
     accounted: bool = False
     began: float = field(default_factory=time.perf_counter)
 
+    @property
+    def used(self) -> int:
+        """The tokens it took: as the engine counted them, or as they came when it was cut short."""
+        if self.outcome is None:
+            return 0
+        self.outcome.cut_short(prompt_estimate(self.request))
+        return self.outcome.usage.total_tokens if self.outcome.usage is not None else 0
+
     def entry(self, status: int) -> Entry:
         """For the ledger. `status` is the error's where a stream that had begun ended with one."""
         key = self.caller.key.id if self.caller.key is not None else None
         entry = Entry(self.responder.request_id, key, self.request.model, status)
         entry.duration = time.perf_counter() - self.began
         if self.outcome is not None:
+            self.outcome.cut_short(prompt_estimate(self.request))
             self.outcome.enter(entry)
         return entry
 
@@ -96,6 +106,7 @@ class Inference:
         note: Callable[[Outcome], None],
         gate: Gate,
         ledger: Bookkeeper,
+        limiter: Limiter,
     ) -> None:
         self._endpoint = endpoint
         self._settings = settings
@@ -105,14 +116,11 @@ class Inference:
         self._note = note
         self._gate = gate
         self._ledger = ledger
+        self._limiter = limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The life of a request: read, validated, routed, relayed, entered into the ledger, however
-        it ends.
-
-        Limits (`limits.py`) will reserve for the caller right after validation, and settle where
-        the ledger is told.
-        """
+        """The life of a request: read, validated, reserved for, routed, relayed, settled and
+        entered into the ledger, however it ends."""
         responder = Responder(scope, send)
         watch = ClientWatch(receive, responder)
         exchange: Exchange | None = None
@@ -122,7 +130,7 @@ class Inference:
             request = self._parse(await read_body(scope, receive, limit))
             exchange = Exchange(caller, request, responder)
             with self._shutdown.request(), watch:
-                await self._answer(exchange)
+                await self._within_limits(exchange)
         except ApiError as error:
             self._account(exchange, error.status)
             await responder.error(error)
@@ -158,12 +166,20 @@ class Inference:
         except ValidationError as error:
             raise from_validation(error, self._endpoint.request) from None
 
+    async def _within_limits(self, exchange: Exchange) -> None:
+        exchange.caller.check(exchange.request.model)
+        reservation = await self._limiter.reserve(exchange.caller, exchange.request)
+        exchange.responder.tell(reservation.headers)
+        try:
+            await self._answer(exchange)
+        finally:
+            await self._limiter.settle(reservation, exchange.used)
+
     async def _answer(self, exchange: Exchange) -> None:
         """Relays one replica's answer, or another's when the first died before a byte was sent."""
         request, caller, responder = exchange.request, exchange.caller, exchange.responder
         opening = request.inner.opening
         who = request.user or caller.id
-        caller.check(request.model)
         route = await self._router.route(request.model, who, opening=opening)
         try:
             with route:

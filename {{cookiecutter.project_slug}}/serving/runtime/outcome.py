@@ -13,7 +13,7 @@ from serving.contract.events import EngineEvent, Usage
 class Outcome:
     """One answer of a version: seconds until its first and its last event, what the engine counted
     and why it ended, and whether it failed by the engine's fault. A client that leaves or asks
-    nonsense is no failure."""
+    nonsense is no failure. `pieces` came so far: mostly, each is a token."""
 
     model: str
     number: int
@@ -21,6 +21,7 @@ class Outcome:
     engine: str = ""
     usage: Usage | None = None
     finish_reason: str | None = None
+    pieces: int = 0
     failed: bool = False
     ttft: float | None = None
     duration: float = 0.0
@@ -36,6 +37,7 @@ class Outcome:
         for event in events:
             if self.ttft is None and event.deltas:
                 self.ttft = time.perf_counter() - self._began
+            self.pieces += len(event.deltas)
             for delta in event.deltas:
                 if delta.finish_reason is not None:
                     self.finish_reason = delta.finish_reason
@@ -46,6 +48,11 @@ class Outcome:
         self.duration = time.perf_counter() - self._began
         self.failed = failed
         return self
+
+    def cut_short(self, prompt_tokens: int) -> None:
+        """Counts what came of an answer that its engine did not get to count."""
+        if self.usage is None and self.pieces:
+            self.usage = Usage(prompt_tokens, self.pieces, prompt_tokens + self.pieces)
 
     def enter(self, entry: Entry) -> None:
         """Adds what is known of the answer to the request's line in the ledger."""

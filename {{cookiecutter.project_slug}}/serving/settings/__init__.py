@@ -2,6 +2,7 @@
 
 from serving.settings.document import (
     ModelSection,
+    Quota,
     Settings,
     SettingsError,
     Timeouts,
@@ -26,6 +27,7 @@ __all__ = [
     "ModelSection",
     "OpenAICompatibleEngine",
     "ProcessEngine",
+    "Quota",
     "Settings",
     "SettingsError",
     "SglangEngine",

@@ -18,6 +18,7 @@ _OF_A_MODEL = (
     "required",
     "priority",
     "warmup",
+    "limits",
 )
 
 

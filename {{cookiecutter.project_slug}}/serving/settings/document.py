@@ -64,6 +64,16 @@ class Warmup(Section):
     logprobs: bool = True
 
 
+class Quota(Section):
+    """What a key may take, or a model of all its callers; null: as much as there is. Minutes and
+    days are those of the clock, in UTC. Tokens are those of prompts and answers."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    tokens_per_day: Count | None = None
+    concurrent: Count | None = None
+
+
 class ModelSection(Section):
     """One model name. Each version runs as `replicas` engines; requests are balanced by what each
     has to do, or by `prefix`: the same opening to the same one, whose KV cache has it. The version
@@ -85,6 +95,7 @@ class ModelSection(Section):
     required: bool = True
     priority: int = 0
     warmup: Warmup = Warmup()
+    limits: Quota = Quota()
     engine: EngineSettings | None = None
     engines: dict[Count, EngineSettings] = {}
 
@@ -137,9 +148,13 @@ class Restarts(Section):
 
 
 class Limits(Section):
-    """`waiting`: the requests that may wait for versions to load; more get a 503 at once."""
+    """`waiting`: the requests that may wait for versions to load; more get a 503 at once.
+    `per_key`: what a key may take that has no limits of its own. `assumed_answer`: the tokens that
+    are reserved for an answer whose length the request does not limit."""
 
     waiting: Count = 1000
+    per_key: Quota = Quota()
+    assumed_answer: Count = 512
     max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
 
 

@@ -186,12 +186,10 @@ def test_every_request_is_in_the_ledger_with_its_key_and_its_tokens(service: Ser
     bearer = {"authorization": f"Bearer {key}"}
     body = chat_body(script(fault="status_500"))
     assert service.http.post("/v1/chat/completions", headers=bearer, json=body).status_code == 502
-    with service.http.stream(
-        "POST",
-        "/v1/chat/completions",
-        headers=bearer,
-        json=chat_body(script(tokens=1000, delay_ms=50), stream=True),
-    ) as stream:
+    prompt = script(tokens=1000, delay_ms=50)
+    body = chat_body(prompt, stream=True)
+    path = "/v1/chat/completions"
+    with service.http.stream("POST", path, headers=bearer, json=body) as stream:
         next(stream.iter_raw())  # and away
 
     def rows() -> Any:
@@ -201,8 +199,10 @@ def test_every_request_is_in_the_ledger_with_its_key_and_its_tokens(service: Ser
     eventually(lambda: rows().get(1, {}).get("requests") == 5, "all are written")
     answered, nowhere = rows()[1], rows()[None]
     assert (answered["failed"], nowhere["requests"]) == (1, 1)
-    assert answered["prompt_tokens"] == sum(usage.prompt_tokens for usage in told)
-    assert answered["completion_tokens"] == sum(usage.completion_tokens for usage in told)
+    estimated = len(prompt) // 4 + 1  # of the one that was left before its engine counted
+    assert answered["prompt_tokens"] == estimated + sum(usage.prompt_tokens for usage in told)
+    came = answered["completion_tokens"] - sum(usage.completion_tokens for usage in told)
+    assert 1 <= came < 100
 
 
 def test_usage_as_a_table_as_csv_and_as_json(service: Service) -> None:

@@ -1,0 +1,139 @@
+"""Limits that hold for streams, under load, whatever becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from commands import command
+from live_service import Service, chat_body, eventually
+from scripted_engine import script
+from versions import stats_of
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("deadline")]
+
+
+@pytest.fixture(scope="module")
+def service(serve: Callable[..., Service]) -> Service:
+    settings = {"auth": {"mode": "keys"}, "timeouts": {"answer": 3}}
+    return serve(settings=settings).start().wait_ready()
+
+
+def make(service: Service, *options: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("SERVING_CONFIG", str(service.config))
+    done: subprocess.CompletedProcess[str] = command(service, "keys", "create", "ann", *options)
+    assert done.returncode == 0, done.stderr
+    key = done.stdout.strip()
+    headers = {"authorization": f"Bearer {key}"}
+    eventually(
+        lambda: service.http.get("/v1/models", headers=headers).status_code == 200, "it is known"
+    )
+    return key
+
+
+async def ask(client: httpx.AsyncClient, met: Counter[str], **fields: Any) -> None:
+    """A stream, read to its end, or left in the middle when `leaves` says so."""
+    leaves = fields.pop("leaves", False)
+    body = chat_body(script(**fields), stream=True)
+    async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        if reply.status_code != 200:
+            met[str(reply.status_code)] += 1
+            return
+        if leaves:
+            await anext(reply.aiter_raw())
+            met["left"] += 1
+            return
+        text = (await reply.aread()).decode()
+    met["done" if text.endswith("data: [DONE]\n\n") else "broken"] += 1
+
+
+async def crowd(service: Service, key: str, requests: list[dict[str, Any]]) -> Counter[str]:
+    met: Counter[str] = Counter()
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(
+        base_url=service.url, headers={"authorization": f"Bearer {key}"}, limits=limits, timeout=30
+    ) as client:
+        await asyncio.gather(*(ask(client, met, **fields) for fields in requests))
+    return met
+
+
+def test_200_streams_of_a_key_limited_to_10_never_are_more_in_the_engine(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = make(service, "--concurrent", "10", monkeypatch=monkeypatch)
+    met = asyncio.run(crowd(service, key, [{"tokens": 20, "delay_ms": 50}] * 200))
+    assert stats_of(service, 1)["max_in_flight"] <= 10
+    assert met == {"done": met["done"], "429": 200 - met["done"]}
+    assert met["done"] >= 10
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tokens": 1000, "delay_ms": 20, "leaves": True},
+        {"fault": "status_500"},
+        {"fault": "garbage"},
+        {"fault": "stall"},
+        {"fault": "reset"},
+    ],
+    ids=lambda fields: str(fields.get("fault", "leaves")),
+)
+def test_every_slot_is_free_again_however_a_request_ends(
+    service: Service, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    key = make(service, "--concurrent", "10", monkeypatch=monkeypatch)
+    for _ in range(2):
+        met = asyncio.run(crowd(service, key, [fields] * 10))
+        eventually(lambda: stats_of(service, 1)["in_flight"] == 0, "the engine has nothing to do")
+        assert met["429"] == 0
+    assert asyncio.run(crowd(service, key, [{"tokens": 2}] * 10)) == {"done": 10}
+
+
+def test_tokens_are_settled_by_what_the_engine_counted(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = make(service, "--tokens-per-day", "1000", monkeypatch=monkeypatch)
+    client = openai.OpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0)
+    prompt = script(tokens=20)
+    messages: Any = [{"role": "user", "content": prompt}]
+    reserved = len(prompt) // 4 + 1 + 100
+    used = each = 0
+
+    def ask() -> int:
+        reply = client.chat.completions.create(model="chat", messages=messages, max_tokens=100)
+        assert reply.usage is not None
+        return reply.usage.total_tokens
+
+    while used + reserved <= 1000:
+        each = ask()
+        used += each
+    assert 0 < each < reserved
+    with pytest.raises(openai.RateLimitError, match="may take 1000 tokens per day") as caught:
+        ask()
+    assert int(caught.value.response.headers["retry-after"]) > 0
+
+
+def test_every_reply_tells_what_is_left(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--requests-per-minute", "100", "--tokens-per-minute", "100000")
+    key = make(service, *options, monkeypatch=monkeypatch)
+    headers = {"authorization": f"Bearer {key}"}
+    for fields, status in (
+        ({}, 200),
+        ({"stream": True}, 200),
+        ({"model": "chat:9"}, 404),
+        ({"top_k": 5, "max_tokens": 9999}, 400),
+    ):
+        body = {**chat_body("Hello"), **fields}
+        reply = service.http.post("/v1/chat/completions", headers=headers, json=body)
+        assert reply.status_code == status
+        assert reply.headers["x-ratelimit-limit-requests"] == "100"
+        assert int(reply.headers["x-ratelimit-remaining-tokens"]) < 100000
+        assert reply.headers["x-ratelimit-reset-tokens"].endswith("s")
+    assert json.loads(reply.text)["error"]["code"] == "context_length_exceeded"
