@@ -16,6 +16,7 @@ from serving.gateway.admin import Admin
 from serving.gateway.app import create_app
 from serving.gateway.auth import Gate
 from serving.gateway.metrics import serving_metrics
+from serving.gateway.observed import Observed
 from serving.gateway.oip import Oip
 from serving.runtime.operations import Operations
 from serving.runtime.reconciler import Reconciler
@@ -42,7 +43,17 @@ operators = [
     *Admin(reconciler, operations, rollouts, reloader, gate, database).routes,
     *Oip(reconciler, operations, gate).routes,
 ]
-app = create_app(settings, reconciler.router, shutdown, operators, rollouts.note, gate, ledger)
+observed = Observed()
+app = create_app(
+    settings,
+    reconciler.router,
+    shutdown,
+    operators,
+    rollouts.note,
+    gate=gate,
+    ledger=ledger,
+    observed=observed,
+)
 
 
 @bentoml.service(
@@ -83,7 +94,9 @@ class Service:
 
     def __metrics__(self, text: str) -> str:
         """BentoML's metrics and ours."""
-        own = serving_metrics(reconciler.replicas, reconciler.states, reconciler.transitions)
+        own = serving_metrics(
+            reconciler.replicas, reconciler.states, reconciler.transitions, observed
+        )
         return text + own
 
     async def __is_ready__(self) -> bool:

@@ -27,6 +27,7 @@ from serving.gateway.inference import (
     Inference,
 )
 from serving.gateway.limits import Limiter
+from serving.gateway.observed import Observed
 from serving.gateway.shadow import Shadows
 from serving.runtime.outcome import Outcome
 from serving.runtime.routing import Router, Target
@@ -43,16 +44,20 @@ def create_app(
     note: Callable[[Outcome], None] = lambda _: None,
     gate: Gate | None = None,
     ledger: Bookkeeper | None = None,
+    observed: Observed | None = None,
 ) -> ASGIApp:
     """The application over a router whose snapshots say what is served; `operators` are the routes
     for those who change that, and `note` is told how each answer went. Without a `gate`, everybody
-    may ask; without a `ledger`, nothing is written down."""
+    may ask; without a `ledger`, nothing is written down. `observed` counts what
+    clients feel."""
     gate, ledger = gate or Gate(), ledger or Bookkeeper()
-    limiter = Limiter(settings)
+    limiter, observed = Limiter(settings), observed or Observed()
     shadows = Shadows(settings, router, ledger)
 
     def inference(endpoint: Endpoint) -> Inference:
-        return Inference(endpoint, settings, router, shadows, shutdown, note, gate, ledger, limiter)
+        return Inference(
+            endpoint, settings, router, shadows, shutdown, note, gate, ledger, limiter, observed
+        )
 
     generation = {
         "/v1/chat/completions": inference(CHAT),

@@ -33,6 +33,7 @@ from serving.gateway.auth import Caller, Gate
 from serving.gateway.encoding import AnyRequest, encode
 from serving.gateway.http import Responder, read_body
 from serving.gateway.limits import Limiter, prompt_estimate
+from serving.gateway.observed import Observed
 from serving.gateway.shadow import Shadows
 from serving.runtime.outcome import Outcome
 from serving.runtime.replica import State
@@ -107,6 +108,7 @@ class Inference:
         gate: Gate,
         ledger: Bookkeeper,
         limiter: Limiter,
+        observed: Observed,
     ) -> None:
         self._endpoint = endpoint
         self._settings = settings
@@ -117,6 +119,7 @@ class Inference:
         self._gate = gate
         self._ledger = ledger
         self._limiter = limiter
+        self._observed = observed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The life of a request: read, validated, reserved for, routed, relayed, settled and
@@ -132,6 +135,7 @@ class Inference:
             with self._shutdown.request(), watch:
                 await self._within_limits(exchange)
         except ApiError as error:
+            self._observed.refused(error.code)
             self._account(exchange, error.status)
             await responder.error(error)
         except ClientGone:
@@ -155,8 +159,16 @@ class Inference:
 
     def _account(self, exchange: Exchange | None, status: int) -> None:
         if exchange is not None and not exchange.accounted:
-            exchange.accounted = True
-            self._ledger.note(exchange.entry(status))
+            self._ledger.note(self._closed(exchange, status))
+
+    def _closed(self, exchange: Exchange, status: int) -> Entry:
+        """The end of it, for the ledger and the metrics."""
+        exchange.accounted = True
+        entry = exchange.entry(status)
+        if exchange.outcome is not None:
+            exchange.outcome.end(failed=status >= 500)
+            self._observed.answered(exchange.outcome, status)
+        return entry
 
     def _parse(self, body: bytes) -> AnyRequest:
         try:
@@ -247,8 +259,7 @@ class Inference:
                             await responder.stream(data)
             end = reply.end() if request.stream else reply.whole()
             if self._settings.ledger.durability == "strict":
-                exchange.accounted = True
-                await self._ledger.commit(exchange.entry(200))
+                await self._ledger.commit(self._closed(exchange, 200))
             else:
                 self._account(exchange, 200)
             if request.stream:

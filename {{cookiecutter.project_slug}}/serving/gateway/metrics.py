@@ -84,9 +84,12 @@ def serving_metrics(
     replicas: Iterable[Replica],
     states: Mapping[tuple[str, int], State],
     transitions: Mapping[tuple[str, int, State], int],
+    *others: Collector,
 ) -> str:
-    """Our part of `/metrics`, in Prometheus's text format: of `replicas`, and of versions by model
-    and number."""
+    """Our part of `/metrics`, in Prometheus's text format: of `replicas`, of versions by model and
+    number, and of `others`."""
     registry = CollectorRegistry()
     registry.register(_Figures(replicas, states, transitions))
+    for collector in others:
+        registry.register(collector)
     return generate_latest(registry).decode()

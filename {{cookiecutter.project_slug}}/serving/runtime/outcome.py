@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from serving.accounts.ledger import Entry
 from serving.contract.events import EngineEvent, Usage
+
+#: The bounds, in seconds, by which the gaps between events are counted.
+ITL_BUCKETS = (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5, 10)
 
 
 @dataclass(slots=True)
 class Outcome:
     """One answer of a version: seconds until its first and its last event, what the engine counted
     and why it ended, and whether it failed by the engine's fault. A client that leaves or asks
-    nonsense is no failure. `pieces` came so far: mostly, each is a token."""
+    nonsense is no failure. `pieces` came so far: mostly, each is a token; `gaps` counts
+    the seconds between them, by `ITL_BUCKETS`."""
 
     model: str
     number: int
@@ -25,7 +30,10 @@ class Outcome:
     failed: bool = False
     ttft: float | None = None
     duration: float = 0.0
+    gaps: list[int] = field(default_factory=lambda: [0] * (len(ITL_BUCKETS) + 1))
+    gaps_sum: float = 0.0
     _began: float = field(default_factory=time.perf_counter)
+    _last: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -34,15 +42,26 @@ class Outcome:
 
     def note(self, events: list[EngineEvent]) -> None:
         """What the engine said next."""
+        said = False
         for event in events:
-            if self.ttft is None and event.deltas:
-                self.ttft = time.perf_counter() - self._began
-            self.pieces += len(event.deltas)
-            for delta in event.deltas:
-                if delta.finish_reason is not None:
-                    self.finish_reason = delta.finish_reason
+            if event.deltas:
+                said = True
+                self.pieces += len(event.deltas)
+                for delta in event.deltas:
+                    if delta.finish_reason is not None:
+                        self.finish_reason = delta.finish_reason
             if event.usage is not None:
                 self.usage = event.usage
+        if not said:
+            return
+        now = time.perf_counter()
+        if self.ttft is None:
+            self.ttft = now - self._began
+        else:
+            gap = now - self._last
+            self.gaps[bisect_left(ITL_BUCKETS, gap)] += 1
+            self.gaps_sum += gap
+        self._last = now
 
     def end(self, *, failed: bool) -> Outcome:
         self.duration = time.perf_counter() - self._began

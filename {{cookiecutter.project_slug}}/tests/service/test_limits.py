@@ -137,3 +137,33 @@ def test_every_reply_tells_what_is_left(service: Service, monkeypatch: pytest.Mo
         assert int(reply.headers["x-ratelimit-remaining-tokens"]) < 100000
         assert reply.headers["x-ratelimit-reset-tokens"].endswith("s")
     assert json.loads(reply.text)["error"]["code"] == "context_length_exceeded"
+
+
+def test_metrics_name_what_is_served_and_nothing_a_client_makes_up(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = make(service, monkeypatch=monkeypatch)
+    headers = {"authorization": f"Bearer {key}"}
+
+    def series() -> set[str]:
+        lines = service.http.get("/metrics").text.splitlines()
+        return {line.rpartition(" ")[0] for line in lines if line.startswith("serving_")}
+
+    def ask(model: str) -> int:
+        body = chat_body("Hello", model=model, user=model)
+        return service.http.post("/v1/chat/completions", headers=headers, json=body).status_code
+
+    assert ask("chat") == 200
+    assert ask("nobody") == 404
+    service.http.get("/v1/nobody", headers=headers)
+    before = series()
+    wanted = (
+        'serving_time_to_first_token_seconds_count{label="production",model="chat",version="1"}'
+    )
+    assert wanted in before
+    for number in range(300):
+        assert ask(f"nobody-{number}") == 404
+        service.http.get(f"/v1/path-{number}", headers=headers)
+    assert series() == before
+    assert key not in "".join(before)
+    assert key.split("-")[1] not in "".join(before)
