@@ -8,10 +8,7 @@ from pathlib import Path
 
 import bentoml
 
-from serving.accounts.database import Database
-from serving.accounts.keys import Keys
-from serving.accounts.ledger import Ledger
-from serving.accounts.ring import KeyRing
+from serving.accounts.accounts import Accounts
 from serving.gateway.admin import Admin
 from serving.gateway.app import create_app
 from serving.gateway.auth import Gate
@@ -32,27 +29,18 @@ settings, store, routing = load(config)
 
 reconciler = Reconciler(settings, store, routing, HERE / "warmup_hooks.py")
 shutdown = Shutdown(settings)
-database = Database(settings)
-ring = KeyRing(Keys(database))
-ledger = Ledger(settings, database)
-gate = Gate(ring, settings.auth.mode)
+accounts = Accounts(settings)
+gate = Gate(accounts.ring, settings.auth.mode)
 operations = Operations(reconciler)
 rollouts = Rollouts(reconciler, operations)
 reloader = Reloader(config, settings, reconciler)
 operators = [
-    *Admin(reconciler, operations, rollouts, reloader, gate, database).routes,
+    *Admin(reconciler, operations, rollouts, reloader, gate, accounts.database).routes,
     *Oip(reconciler, operations, gate).routes,
 ]
 observed = Observed()
 app = create_app(
-    settings,
-    reconciler.router,
-    shutdown,
-    operators,
-    rollouts.note,
-    gate=gate,
-    ledger=ledger,
-    observed=observed,
+    settings, reconciler.router, shutdown, operators, rollouts.note, gate, accounts.ledger, observed
 )
 
 
@@ -72,8 +60,7 @@ class Service:
     @bentoml.on_startup
     async def start(self) -> None:
         shutdown.install()
-        await ring.start()
-        ledger.start()
+        await accounts.start()
         gate.tell()
         reconciler.start()
         rollouts.start()
@@ -87,9 +74,7 @@ class Service:
     async def stop(self) -> None:
         await reloader.stop()
         await rollouts.stop()
-        await ledger.stop()
-        await ring.stop()
-        await database.close()
+        await accounts.stop()
         await reconciler.stop()
 
     def __metrics__(self, text: str) -> str:

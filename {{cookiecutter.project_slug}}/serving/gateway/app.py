@@ -48,8 +48,7 @@ def create_app(
 ) -> ASGIApp:
     """The application over a router whose snapshots say what is served; `operators` are the routes
     for those who change that, and `note` is told how each answer went. Without a `gate`, everybody
-    may ask; without a `ledger`, nothing is written down. `observed` counts what
-    clients feel."""
+    may ask; without a `ledger`, nothing is written down. `observed` counts what clients feel."""
     gate, ledger = gate or Gate(), ledger or Bookkeeper()
     limiter, observed = Limiter(settings), observed or Observed()
     shadows = Shadows(settings, router, ledger)

@@ -198,10 +198,22 @@ def test_the_service_refuses_to_start_with_one_sentence(
 def test_a_log_folder_that_cannot_be_written_fails_the_model_with_its_reason(serve: Serve) -> None:
     settings = {"restarts": {"attempts": 1}}
     service = serve(settings=settings)
-    (service.folder / "state").write_text("a file in the way")
+    (service.folder / "state").mkdir()
+    (service.folder / "state/logs").write_text("a file in the way")
     with service.start().wait_live():
         eventually(lambda: failed(service), "the model is failed", 10)
         assert "the engine could not be started" in service.log_text
+        assert "Traceback" not in service.log_text
+
+
+def test_a_state_folder_that_cannot_be_written_ends_the_start_with_one_sentence(
+    serve: Serve,
+) -> None:
+    service = serve()
+    (service.folder / "state").write_text("a file in the way")
+    with service.start():
+        assert service.wait() != 0
+        assert "state/serving.db cannot be used: " in service.log_text
         assert "Traceback" not in service.log_text
 
 
