@@ -210,6 +210,8 @@ def ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) ->
         raise NotDone(
             f"No service of ours answers at {url} ({error}); start it, or name it with --url."
         ) from None
+    if reply.status_code == 401:
+        raise NotDone("The service wants a key with the scope admin; put it into SERVING_KEY.")
     if reply.is_error:
         raise NotDone(content["error"]["message"])
     return content

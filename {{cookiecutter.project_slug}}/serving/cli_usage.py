@@ -32,10 +32,12 @@ def usage(
     ] = "table",
 ) -> None:
     """Add up requests and tokens from the ledger: `serving usage --by day,key`."""
-    groups = [group for group in GROUPS if group in by.split(",")]
-    unknown = [group for group in by.split(",") if group not in GROUPS]
+    known = {str(group): group for group in GROUPS}
+    asked = by.split(",")
+    unknown = [name for name in asked if name not in known]
     if unknown:
         raise NotDone(f"--by: there is no {unknown[0]!r}; there are {', '.join(GROUPS)}.")
+    groups = [known[name] for name in asked]
     rows = with_database(
         lambda database: used(
             database,

@@ -129,6 +129,7 @@ def test_a_key_lists_the_models_it_is_for(service: Service) -> None:
 def test_operators_need_a_key_for_it_and_are_known_by_its_name(service: Service) -> None:
     inference = make(service, "ann")
     admin = make(service, "ops", "--scope", "admin")
+    assert "put it into SERVING_KEY" in serving(service, "status").stderr
     refused = serving(service, "status", key=inference)
     assert (refused.returncode, refused.stderr) == (
         1,
