@@ -27,6 +27,8 @@ log = logging.getLogger("bentoml.serving")
 
 #: Rows in one transaction.
 BATCH = 500
+#: Rows of a batch that may be refused one by one before the database itself counts as away.
+PATIENT = 3
 #: Rows that wait in memory while the database is away; more wait in the spool.
 HELD = 10_000
 
@@ -108,7 +110,7 @@ class Ledger(Bookkeeper):
                     await self._write_spool()
                 while self._waiting:
                     batch = [self._waiting[i] for i in range(min(BATCH, len(self._waiting)))]
-                    await self._insert(batch)
+                    await self._write(batch)
                     for _ in batch:
                         self._waiting.popleft()
             except DatabaseError as error:
@@ -123,9 +125,28 @@ class Ledger(Bookkeeper):
     async def _write_on(self) -> None:
         while True:
             await asyncio.sleep(self._settings.ledger.flush)
-            await self.flush()
+            try:
+                await self.flush()
+            except Exception:  # a defect of ours: the rows wait
+                log.exception("the ledger could not be written; trying on")
             if len(self._waiting) > HELD:
                 await asyncio.to_thread(self._put_aside, HELD)
+
+    async def _write(self, entries: list[Entry]) -> None:
+        """All of them, or all but those that no database takes: one row must not hold up the rest.
+        When none is taken, it is the database that is at fault."""
+        try:
+            await self._insert(entries)
+        except DatabaseError:
+            refused = 0
+            for entry in entries:
+                try:
+                    await self._insert([entry])
+                except DatabaseError:
+                    refused += 1
+                    if refused == len(entries) or refused > PATIENT:
+                        raise
+            self._lose(refused, "the database does not take them")
 
     async def _insert(self, entries: list[Entry]) -> None:
         dialect = postgresql if self._database.url.get_backend_name() == "postgresql" else sqlite
@@ -173,7 +194,7 @@ class Ledger(Bookkeeper):
             with contextlib.suppress(msgspec.DecodeError):
                 entries.append(msgspec.json.decode(line, type=Entry))
         for first in range(0, len(entries), BATCH):
-            await self._insert(entries[first : first + BATCH])
+            await self._write(entries[first : first + BATCH])
         await asyncio.to_thread(_remove_beginning, self._spool, len(data))
 
 

@@ -50,7 +50,10 @@ class KeyRing:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            await self._look()
+            try:
+                await self._look()
+            except Exception:  # a defect of ours must not make every later revocation unseen
+                log.exception("the keys could not be looked at; trying on")
 
     async def _look(self) -> None:
         try:

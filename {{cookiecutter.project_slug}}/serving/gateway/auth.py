@@ -67,7 +67,8 @@ class Gate:
         if self.wanted and not self._ring:
             log.warning("nobody has a key yet; make one: serving keys create NAME")
         elif not self.wanted:
-            log.warning("everybody who reaches the service may use it: it wants no keys")
+            level = logging.INFO if on_loopback() else logging.WARNING
+            log.log(level, "everybody who reaches the service may use it: it wants no keys")
 
     def enter(self, scope: Scope, need: keys.Scope) -> Caller:
         """Raises `ApiError`: 401 without a valid key, 403 when it is not for this."""

@@ -86,7 +86,8 @@ class Exchange:
     def entry(self, status: int) -> Entry:
         """For the ledger. `status` is the error's where a stream that had begun ended with one."""
         key = self.caller.key.id if self.caller.key is not None else None
-        entry = Entry(self.responder.request_id, key, self.request.model, status)
+        model = self.request.model.replace("\0", "")  # which PostgreSQL takes in no text
+        entry = Entry(self.responder.request_id, key, model, status)
         entry.duration = time.perf_counter() - self.began
         if self.outcome is not None:
             self.outcome.cut_short(prompt_estimate(self.request))

@@ -180,6 +180,20 @@ async def test_a_strict_row_is_on_a_disk_when_it_is_said_to_be(
     assert await count(database) == 3
 
 
+async def test_a_row_that_the_database_does_not_take_holds_up_no_other(
+    postgres: Server, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_URL", postgres.make("refuses"))
+    database = Database(configure(database={"url_env": "THE_URL"}))
+    await database.migrate()
+    ledger = Ledger(configure(), database)
+    for model in ("chat", "chat\0", "x" * 201, "chat"):
+        ledger.note(entry(model=model))
+    await ledger.flush()
+    assert (ledger.fault, ledger.lost, await count(database)) == ("", 2, 2)
+    await database.close()
+
+
 async def test_usage_is_added_up_by_any_groups(either: Database, configure: Configure) -> None:
     ledger = Ledger(configure(), either)
     monday, tuesday = datetime(2026, 11, 23, 23, tzinfo=UTC), datetime(2026, 11, 24, tzinfo=UTC)

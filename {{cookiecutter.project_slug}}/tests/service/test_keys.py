@@ -183,7 +183,7 @@ def test_every_request_is_in_the_ledger_with_its_key_and_its_tokens(service: Ser
     key_id = key.split("-")[1]
     told = [ask(service, key).usage for _ in range(3)]
     with pytest.raises(openai.NotFoundError):
-        ask(service, key, "chat:9")
+        ask(service, key, "chat:9\0")
     bearer = {"authorization": f"Bearer {key}"}
     body = chat_body(script(fault="status_500"))
     assert service.http.post("/v1/chat/completions", headers=bearer, json=body).status_code == 502
