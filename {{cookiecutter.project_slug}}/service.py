@@ -12,6 +12,7 @@ from serving.accounts.accounts import Accounts
 from serving.gateway.admin import Admin
 from serving.gateway.app import create_app
 from serving.gateway.auth import Gate
+from serving.gateway.cors import cors
 from serving.gateway.metrics import serving_metrics
 from serving.gateway.observed import Observed
 from serving.gateway.oip import Oip
@@ -47,7 +48,7 @@ app = create_app(
 @bentoml.service(
     name=settings.service.name,
     workers=1,  # each worker would run engines of its own
-    http={"host": "127.0.0.1"},
+    http={"host": "127.0.0.1", "cors": cors(settings)},
     # BentoML answers outside the contract when its limit is over, so ours must be over first.
     traffic={"timeout": settings.timeouts.longest_wait + 60},
     # One span for every chunk of a stream costs more than relaying it.

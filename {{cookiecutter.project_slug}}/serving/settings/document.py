@@ -165,6 +165,13 @@ class Auth(Section):
     mode: Literal["auto", "keys", "open_to_everybody"] = "auto"
 
 
+class Cors(Section):
+    """`origins` are those whose web pages may ask from a browser, as in https://chat.example.com;
+    `*` is every page."""
+
+    origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = []
+
+
 class LedgerSection(Section):
     """One row for each request. With `durability: batched` they are written every `flush` seconds:
     a hard kill loses those of that time. With `strict` each is on the disk before its answer's last
@@ -198,6 +205,7 @@ class Settings(Section):
     auth: Auth = Auth()
     database: DatabaseSection = DatabaseSection()
     ledger: LedgerSection = LedgerSection()
+    cors: Cors = Cors()
 
     def engine_of(self, model: str, number: int) -> EngineSettings:
         """The engine section for one version of a model."""
