@@ -6,7 +6,7 @@ import contextlib
 import logging
 
 from serving.contract.errors import ApiError, engine_error, timed_out
-from serving.contract.events import EngineEvent
+from serving.contract.events import EngineEvent, Usage
 from serving.contract.sampling import Request
 from serving.contract.sse import EventReader
 from serving.engines.base import Engine, EngineCall
@@ -65,6 +65,11 @@ class EngineStream:
         if events and events[-1].done:
             self._done = self.complete = True
         return events
+
+    @property
+    def counted(self) -> Usage | None:
+        """What the engine has counted so far, if it tells before the end."""
+        return self._decoder.counted()
 
     def _whole(self, data: bytes) -> list[EngineEvent]:
         """An answer that is one JSON body is one event, once all of it is there."""
