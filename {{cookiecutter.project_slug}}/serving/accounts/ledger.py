@@ -213,7 +213,7 @@ class Ledger(Bookkeeper):
         data = await asyncio.to_thread(self._spool.read_bytes)
         entries = []
         for line in data.splitlines():
-            with contextlib.suppress(msgspec.DecodeError):
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
                 entries.append(msgspec.json.decode(line, type=Entry))
         for first in range(0, len(entries), BATCH):
             await self._write(entries[first : first + BATCH])

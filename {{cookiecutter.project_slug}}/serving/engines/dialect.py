@@ -72,7 +72,7 @@ class _Logprobs(msgspec.Struct):
 
 
 class Choice(msgspec.Struct):
-    index: int = 0
+    index: Annotated[int, msgspec.Meta(ge=0)] = 0
     delta: _Text | None = None
     text: str | None = None
     finish_reason: str | None = None
@@ -121,6 +121,8 @@ class Chunk(msgspec.Struct):
     error: Any = None
 
 
+#: What msgspec raises: also of text that is not UTF-8, and of brackets without end.
+_GARBLED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _CHUNKS = msgspec.json.Decoder(Chunk)
 _REASONS: dict[str, FinishReason] = {
     "stop": "stop",
@@ -172,7 +174,7 @@ class StreamDecoder:
             return EngineEvent(done=True)
         try:
             chunk = _CHUNKS.decode(data)
-        except msgspec.DecodeError:
+        except _GARBLED:
             raise engine_error("The engine sent a garbled event; ask again.") from None
         if chunk.error is not None:
             raise EngineRefused(_status(chunk.error), data)
@@ -279,7 +281,7 @@ class VectorDecoder:
     def decode(self, data: bytes) -> EngineEvent:
         try:
             answer = msgspec.json.decode(data, type=_VectorList)
-        except msgspec.DecodeError:
+        except _GARBLED:
             raise engine_error("The engine sent a garbled answer; ask again.") from None
         ordered = sorted(answer.data, key=lambda vector: vector.index)
         vectors = [numpy.asarray(vector.embedding, "<f4").tobytes() for vector in ordered]
