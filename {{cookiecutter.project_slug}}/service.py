@@ -13,6 +13,7 @@ from serving.gateway.admin import Admin
 from serving.gateway.app import create_app
 from serving.gateway.auth import Gate
 from serving.gateway.cors import cors
+from serving.gateway.limits import Limiter
 from serving.gateway.metrics import serving_metrics
 from serving.gateway.observed import Observed
 from serving.gateway.oip import Oip
@@ -40,8 +41,17 @@ operators = [
     *Oip(reconciler, operations, gate).routes,
 ]
 observed = Observed()
+limiter = Limiter(settings)
 app = create_app(
-    settings, reconciler.router, shutdown, operators, rollouts.note, gate, accounts.ledger, observed
+    settings,
+    reconciler.router,
+    shutdown,
+    operators,
+    rollouts.note,
+    gate,
+    accounts.ledger,
+    observed,
+    limiter,
 )
 
 
@@ -62,6 +72,7 @@ class Service:
     async def start(self) -> None:
         shutdown.install()
         await accounts.start()
+        await limiter.start()
         gate.tell()
         reconciler.start()
         rollouts.start()
@@ -75,6 +86,7 @@ class Service:
     async def stop(self) -> None:
         await reloader.stop()
         await rollouts.stop()
+        await limiter.stop()
         await accounts.stop()
         await reconciler.stop()
 

@@ -532,7 +532,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
 @dataclasses.dataclass
 class Stats:
     """What `GET /stats` tells. `aborted` counts the clients that left before their answer was
-    complete, `paused` how often a client read too slowly, `written` the bytes sent to all."""
+    complete, `paused` how often a client read too slowly, `written` the bytes sent to all. `spans`
+    are when each whole answer began and was about to end, by the clock that all processes of a
+    machine share."""
 
     pid: int = dataclasses.field(default_factory=os.getpid)
     child: int | None = None
@@ -547,9 +549,13 @@ class Stats:
     asleep: bool = False
     slept: int = 0
     bodies: deque[Any] = dataclasses.field(default_factory=lambda: deque(maxlen=200))
+    spans: deque[tuple[float, float]] = dataclasses.field(
+        default_factory=lambda: deque(maxlen=1000)
+    )
 
     def encode(self) -> bytes:
-        return json.dumps({**vars(self), "bodies": list(self.bodies)}).encode()
+        told = {**vars(self), "bodies": list(self.bodies), "spans": list(self.spans)}
+        return json.dumps(told).encode()
 
 
 class Server:
@@ -744,6 +750,7 @@ class Connection(asyncio.Protocol):
         return True
 
     async def stream(self, script: Script, dialect: Dialect, prompt_tokens: int) -> None:
+        began = time.monotonic()
         pieces, reason = bounded(script.pieces, dialect)
         indexes = range(dialect.choices)
         out = Output(self, script)
@@ -761,6 +768,7 @@ class Connection(asyncio.Protocol):
         if script.after >= len(pieces) - 1 and script.fault and script.fault != "no_done":
             await self.strike(script, dialect, out)
             return
+        self.server.stats.spans.append((began, time.monotonic()))
         count = len(pieces)
         last = pieces[-1] if pieces else ""
         for index in indexes:

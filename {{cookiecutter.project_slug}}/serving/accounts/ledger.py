@@ -89,7 +89,7 @@ class Ledger(Bookkeeper):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._writer
         await self.flush()
-        await asyncio.to_thread(self._put_aside, 0)
+        await self._put_aside(0)
 
     def note(self, entry: Entry) -> None:
         """To be written with the next batch."""
@@ -100,7 +100,7 @@ class Ledger(Bookkeeper):
         self._waiting.append(entry)
         await self.flush()
         if self.fault:
-            await asyncio.to_thread(self._put_aside, 0)
+            await self._put_aside(0)
 
     async def flush(self) -> None:
         """Writes all that waits, unless the database is away."""
@@ -130,7 +130,7 @@ class Ledger(Bookkeeper):
             except Exception:  # a defect of ours: the rows wait
                 log.exception("the ledger could not be written; trying on")
             if len(self._waiting) > HELD:
-                await asyncio.to_thread(self._put_aside, HELD)
+                await self._put_aside(HELD)
 
     async def _write(self, entries: list[Entry]) -> None:
         """All of them, or all but those that no database takes: one row must not hold up the rest.
@@ -141,12 +141,22 @@ class Ledger(Bookkeeper):
             refused = 0
             for entry in entries:
                 try:
-                    await self._insert([entry])
+                    await self._insert_patiently(entry)
                 except DatabaseError:
                     refused += 1
                     if refused == len(entries) or refused > PATIENT:
                         raise
-            self._lose(refused, "the database does not take them")
+                    await self._database.check()
+            if refused:
+                self._lose(refused, "the database does not take them")
+
+    async def _insert_patiently(self, entry: Entry) -> None:
+        """Of a database that has just come back, what it refused before says nothing."""
+        try:
+            await self._insert([entry])
+        except DatabaseError:
+            await self._database.check()
+            await self._insert([entry])
 
     async def _insert(self, entries: list[Entry]) -> None:
         dialect = postgresql if self._database.url.get_backend_name() == "postgresql" else sqlite
@@ -159,8 +169,13 @@ class Ledger(Bookkeeper):
 
     # The spool.
 
-    def _put_aside(self, keep: int) -> None:
-        """Moves the oldest rows from memory into the spool, all but `keep`."""
+    async def _put_aside(self, keep: int) -> None:
+        """Moves the oldest rows from memory into the spool, all but `keep`. Not while a batch is
+        written: it is of the oldest rows, and so is the spool."""
+        async with self._writing:
+            await asyncio.to_thread(self._spool_rows, keep)
+
+    def _spool_rows(self, keep: int) -> None:
         lines = []
         while len(self._waiting) > keep:
             lines.append(msgspec.json.encode(self._waiting.popleft()) + b"\n")

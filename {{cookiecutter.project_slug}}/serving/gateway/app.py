@@ -45,12 +45,14 @@ def create_app(
     gate: Gate | None = None,
     ledger: Bookkeeper | None = None,
     observed: Observed | None = None,
+    limiter: Limiter | None = None,
 ) -> ASGIApp:
     """The application over a router whose snapshots say what is served; `operators` are the routes
     for those who change that, and `note` is told how each answer went. Without a `gate`, everybody
-    may ask; without a `ledger`, nothing is written down. `observed` counts what clients feel."""
+    may ask; without a `ledger`, nothing is written down. `observed` counts what clients feel,
+    and a `limiter` of one's own is started and stopped by whoever made it."""
     gate, ledger = gate or Gate(), ledger or Bookkeeper()
-    limiter, observed = Limiter(settings), observed or Observed()
+    limiter, observed = limiter or Limiter(settings), observed or Observed()
     shadows = Shadows(settings, router, ledger)
 
     def inference(endpoint: Endpoint) -> Inference:

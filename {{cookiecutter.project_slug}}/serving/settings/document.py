@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from serving.settings.engines import EngineSettings, GpuEngine, ProcessEngine
 from serving.settings.faults import sentence
-from serving.settings.sections import Count, Name, Placed, Section, Variable
+from serving.settings.sections import Count, Name, Placed, RedisVariable, Section, Variable
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -150,12 +150,18 @@ class Restarts(Section):
 class Limits(Section):
     """`waiting`: the requests that may wait for versions to load; more get a 503 at once.
     `per_key`: what a key may take that has no limits of its own. `assumed_answer`: the tokens that
-    are reserved for an answer whose length the request does not limit."""
+    are reserved for an answer whose length the request does not limit. `redis_env`: the environment
+    variable with the URL of a Redis where all replicas of the service count together, as in
+    redis://USER:PASSWORD@HOST/0, or rediss:// for TLS. `on_failure`: while that Redis is away, each
+    replica counts by itself (`open`), or answers requests that have limits with a 503
+    (`closed`)."""
 
     waiting: Count = 1000
     per_key: Quota = Quota()
     assumed_answer: Count = 512
     max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
+    redis_env: RedisVariable | None = None
+    on_failure: Literal["open", "closed"] = "open"
 
 
 class Auth(Section):

@@ -194,6 +194,45 @@ async def test_a_row_that_the_database_does_not_take_holds_up_no_other(
     await database.close()
 
 
+async def test_a_database_that_comes_back_in_the_midst_of_a_batch_has_refused_none(
+    ledger: Ledger, database: Database, away: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert, tries = ledger._insert, 0
+
+    async def insert_later(entries: list[Entry]) -> None:
+        nonlocal tries
+        tries += 1
+        try:
+            await insert(entries)
+        finally:
+            if tries == 2:  # the batch failed, and so did its first row
+                await away.come_back()
+
+    monkeypatch.setattr(ledger, "_insert", insert_later)
+    await away.go()
+    for _ in range(3):
+        ledger.note(entry())
+    await ledger.flush()
+    assert (ledger.fault, ledger.lost, await count(database)) == ("", 0, 3)
+
+
+async def test_strict_rows_are_all_kept_while_the_database_comes_back(
+    ledger: Ledger, database: Database, away: Away, state: Path
+) -> None:
+    async def commit(number: int) -> None:
+        await asyncio.sleep(number / 1000)
+        await ledger.commit(entry())
+
+    await away.go()
+    commits = asyncio.gather(*(commit(number) for number in range(200)))
+    await asyncio.sleep(0.1)
+    await away.come_back()
+    await commits
+    await ledger.flush()
+    assert (ledger.lost, await count(database)) == (0, 200)
+    assert not (state / "ledger.spool").exists()
+
+
 async def test_usage_is_added_up_by_any_groups(either: Database, configure: Configure) -> None:
     ledger = Ledger(configure(), either)
     monday, tuesday = datetime(2026, 11, 23, 23, tzinfo=UTC), datetime(2026, 11, 24, tzinfo=UTC)
