@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from postgres import Server
 from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
-from serving.accounts.database import Database
+from serving.accounts.database import Database, DatabaseError
 from serving.accounts.ledger import BATCH, HELD, Entry, Ledger
 from serving.accounts.tables import UsageRow
 from serving.accounts.usage import Used, used
@@ -232,20 +233,34 @@ async def test_a_database_that_comes_back_in_the_midst_of_a_batch_has_refused_no
     assert (ledger.fault, ledger.lost) == ("", 0)
 
 
-async def test_strict_rows_are_all_kept_while_the_database_comes_back(
-    ledger: Ledger, database: Database, away: Away, state: Path
+async def test_strict_rows_are_all_kept_while_the_database_comes_and_goes(
+    ledger: Ledger, database: Database, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    began, insert, check = time.monotonic(), ledger._insert, database.check
+
+    def check_that_it_is_there() -> None:
+        if int((time.monotonic() - began) * 100) % 2 == 0:  # ten milliseconds it is, ten it is not
+            raise DatabaseError("It is away.")
+
+    async def insert_if_there(entries: list[Entry]) -> None:
+        check_that_it_is_there()
+        await insert(entries)
+
+    async def check_if_there() -> None:
+        check_that_it_is_there()
+        await check()
+
+    monkeypatch.setattr(ledger, "_insert", insert_if_there)
+    monkeypatch.setattr(database, "check", check_if_there)
+
     async def commit(number: int) -> None:
         await asyncio.sleep(number / 1000)
         await ledger.commit(entry())
 
-    await away.go()
-    commits = asyncio.gather(*(commit(number) for number in range(200)))
-    await asyncio.sleep(0.1)
-    await away.come_back()
-    await commits
+    await asyncio.gather(*(commit(number) for number in range(300)))
+    monkeypatch.undo()
     await ledger.flush()
-    assert (ledger.lost, await count(database)) == (0, 200)
+    assert (ledger.lost, await count(database)) == (0, 300)
     assert not (state / "ledger.spool").exists()
 
 
