@@ -193,7 +193,7 @@ class Inference:
         request, caller, responder = exchange.request, exchange.caller, exchange.responder
         opening = request.inner.opening
         who = request.user or caller.id
-        route = await self._router.route(request.model, who, opening=opening)
+        route = await self._router.route(request.model, who, asker=caller.id, opening=opening)
         try:
             with route:
                 await self._relay(exchange, route)

@@ -355,6 +355,7 @@ class Reconciler:
             awaited=served.lazy or (place is not None and place.swapping),
             adapters=served.adapters,
             balance=served.balance,
+            line=served.line,
         )
 
     def _let_go(self, name: str) -> None:

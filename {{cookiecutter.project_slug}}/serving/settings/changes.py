@@ -9,7 +9,7 @@ from typing import Any
 from serving.settings.document import ModelSection, Settings
 
 #: What makes up `Timeouts.longest_wait`.
-_LONG = ("lazy", "answer", "start", "warmup")
+_LONG = ("lazy", "queue", "answer", "start", "warmup")
 _OF_A_MODEL = (
     "versions",
     "balance",

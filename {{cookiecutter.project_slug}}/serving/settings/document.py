@@ -113,7 +113,8 @@ class Timeouts(Section):
     `first_token` and `stall`: the longest silence before and within an answer. `answer`: the
     longest that a reply which is not streamed may take. `keepalive`: an SSE comment after so much
     silence. `health`: the longest wait for the engine's health answer.
-    `lazy`: how long a request waits for a lazy model, or one that is swapped in place. `drain`: how
+    `lazy`: how long a request waits for a lazy model, or one that is swapped in place. `queue`: how
+    long it waits for a place on a replica. `drain`: how
     long running answers may go on after a stop was asked, or their version was taken out of
     service. `stop`: from an engine's SIGTERM to its SIGKILL.
     """
@@ -126,13 +127,14 @@ class Timeouts(Section):
     keepalive: Seconds = 15
     health: Seconds = 10
     lazy: Seconds = 60
+    queue: Seconds = 60
     drain: Seconds = 30
     stop: Seconds = 10
 
     @property
     def longest_wait(self) -> float:
         """For any reply's first byte: an answer of a lazy model, or an operator's load."""
-        return max(self.lazy + self.answer, self.start + self.warmup)
+        return max(self.lazy + self.queue + self.answer, self.start + self.warmup)
 
 
 class Restarts(Section):
@@ -148,10 +150,14 @@ class Restarts(Section):
 
 
 class Limits(Section):
-    """`waiting`: the requests that may wait for versions to load; more get a 503 at once.
+    """`in_flight`: the requests that one replica gets at once, and `queue`: those that may wait for
+    it, its callers in turn; more get a 503 at once. `waiting`: the requests that may wait for
+    versions to load; more get a 503 as well.
     `per_key`: what a key may take that has no limits of its own. `assumed_answer`: the tokens that
     are reserved for an answer whose length the request does not limit."""
 
+    in_flight: Count = 1024
+    queue: Annotated[int, Field(ge=0)] = 1024
     waiting: Count = 1000
     per_key: Quota = Quota()
     assumed_answer: Count = 512

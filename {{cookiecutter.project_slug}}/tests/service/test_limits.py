@@ -167,3 +167,16 @@ def test_metrics_name_what_is_served_and_nothing_a_client_makes_up(
     assert series() == before
     assert key not in "".join(before)
     assert key.split("-")[1] not in "".join(before)
+
+
+def test_what_an_engine_has_no_place_for_waits_in_turn_or_is_told_to_come_back(
+    serve: Callable[..., Service],
+) -> None:
+    limits = {"in_flight": 4, "queue": 40, "max_body_bytes": 65536}
+    busy = serve(settings={"limits": limits}).start().wait_ready()
+    met = asyncio.run(crowd(busy, "none", [{"tokens": 5, "delay_ms": 50}] * 100))
+    assert met == {"done": met["done"], "503": 100 - met["done"]}
+    assert 44 <= met["done"] < 100
+    assert stats_of(busy, 1)["max_in_flight"] == 4
+    metrics = busy.http.get("/metrics").text
+    assert f'serving_errors_total{{code="overloaded"}} {met["503"]}.0' in metrics
