@@ -16,6 +16,7 @@ from serving.gateway.cors import cors
 from serving.gateway.metrics import serving_metrics
 from serving.gateway.observed import Observed
 from serving.gateway.oip import Oip
+from serving.gateway.patient import install
 from serving.runtime.operations import Operations
 from serving.runtime.reconciler import Reconciler
 from serving.runtime.reload import Reloader
@@ -40,6 +41,7 @@ operators = [
     *Oip(reconciler, operations, gate).routes,
 ]
 observed = Observed()
+install(settings, observed.refused)
 app = create_app(
     settings, reconciler.router, shutdown, operators, rollouts.note, gate, accounts.ledger, observed
 )

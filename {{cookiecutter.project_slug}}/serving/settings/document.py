@@ -117,6 +117,10 @@ class Timeouts(Section):
     long it waits for a place on a replica. `drain`: how
     long running answers may go on after a stop was asked, or their version was taken out of
     service. `stop`: from an engine's SIGTERM to its SIGKILL.
+
+    Of clients: `head` is for a request's line and headers to come, `body` for the rest of it.
+    `idle`: how long a connection stays open between two requests. `write`: how long a client may
+    take no byte of its answer.
     """
 
     start: Seconds = 600
@@ -130,6 +134,10 @@ class Timeouts(Section):
     queue: Seconds = 60
     drain: Seconds = 30
     stop: Seconds = 10
+    head: Seconds = 10
+    body: Seconds = 60
+    idle: Seconds = 75
+    write: Seconds = 60
 
     @property
     def longest_wait(self) -> float:
