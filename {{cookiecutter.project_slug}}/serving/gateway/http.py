@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.contract import sse
 from serving.contract.errors import ApiError, invalid
+from serving.gateway.connection import ClientConnection
 from serving.runtime.wire import ClientGone
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -74,6 +75,9 @@ class Responder:
         self.started = False
         self.finished = False
         self._send = send
+        self._connection = ClientConnection.of(scope)
+        self._direct: ClientConnection | None = None
+        self._pending: list[bytes] = []
         self._headers = [(b"x-request-id", self.request_id.encode())]
 
     def tell(self, headers: Mapping[str, str]) -> None:
@@ -95,8 +99,34 @@ class Responder:
         self.finished = True
         await self._send({"type": "http.response.body", "body": body})
 
+    def write(self, events: bytes) -> bool:
+        """Writes events at once. False when that is not possible, or the client has enough to read
+        by now: then `flush` before the next."""
+        if self._direct is None:
+            self._pending.append(events)
+            return False
+        self._direct.write(events)
+        return not self._direct.full
+
+    async def flush(self) -> None:
+        """Returns when all is written and the client takes more."""
+        if self._direct is not None:
+            await self._direct.drain()
+        while self._pending:
+            events = b"".join(self._pending)
+            self._pending.clear()
+            await self._events(events)
+        if self.started:
+            # BentoML's middlewares have seen the reply begin, and will see its end. What is between
+            # costs more on its way through them than all the rest of relaying it.
+            self._direct = self._connection
+
     async def stream(self, events: bytes, *, last: bool = False) -> None:
-        """Writes events, after the head if they are the first."""
+        """Writes events after all that is pending."""
+        await self.flush()
+        await self._events(events, last=last)
+
+    async def _events(self, events: bytes, *, last: bool = False) -> None:
         if not self.started:
             await self._start(
                 200,

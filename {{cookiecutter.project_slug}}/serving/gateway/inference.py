@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from serving.accounts.ledger import Bookkeeper, Entry
-from serving.contract import sse
 from serving.contract.chat import ChatReply, ChatRequest
 from serving.contract.completions import CompletionReply, CompletionRequest
 from serving.contract.embeddings import EmbeddingReply, EmbeddingRequest
@@ -34,6 +33,7 @@ from serving.gateway.encoding import AnyRequest, encode
 from serving.gateway.http import Responder, read_body
 from serving.gateway.limits import Limiter, prompt_estimate
 from serving.gateway.observed import Observed
+from serving.gateway.relay import Relay
 from serving.gateway.shadow import Shadows
 from serving.runtime.outcome import Outcome
 from serving.runtime.replica import State
@@ -41,7 +41,7 @@ from serving.runtime.routing import Route, Router
 from serving.runtime.shutdown import Shutdown
 from serving.runtime.stream import EngineStream
 from serving.runtime.wire import ClientGone, EngineGone
-from serving.settings import Settings, Timeouts
+from serving.settings import Settings
 
 log = logging.getLogger("bentoml.serving")
 
@@ -242,22 +242,11 @@ class Inference:
         call = await encode(request, route)
         reply = self._endpoint.reply(request, route.target.tag)
         stream = EngineStream(route.replica.engine, route.replica.wire, request, call)
+        relay = Relay(stream, reply, outcome, responder)
         timeouts = self._settings.timeouts
-        silence = Silence(timeouts)
         try:
             async with asyncio.timeout(None if request.stream else timeouts.answer):
-                while not stream.complete:
-                    events = await stream.next(silence.patience)
-                    if events is None:
-                        silence.check()
-                        if request.stream:
-                            await responder.stream(sse.KEEPALIVE)
-                    elif events:
-                        silence.broken()
-                        outcome.note(events)
-                        data = reply.feed(events)
-                        if data:
-                            await responder.stream(data)
+                await relay.run(timeouts, streamed=bool(request.stream))
             end = reply.end() if request.stream else reply.whole()
             if self._settings.ledger.durability == "strict":
                 await self._ledger.commit(self._closed(exchange, 200))
@@ -278,33 +267,6 @@ class Inference:
 def _broken(route: Route) -> ApiError:
     """For an answer whose engine ended: by itself, or because its version's time was over."""
     return replaced(route.target.tag) if route.replica.state == State.STOPPED else engine_error()
-
-
-class Silence:
-    """How long the engine has said nothing, against what it may.
-
-    `patience` is how many more seconds to wait before somebody should look at it.
-    """
-
-    def __init__(self, timeouts: Timeouts) -> None:
-        self._keepalive = timeouts.keepalive
-        self._stall = timeouts.stall
-        self._time = asyncio.get_running_loop().time
-        self._limit = timeouts.first_token
-        self._since = self._time()
-        self.patience = min(self._keepalive, self._limit)
-
-    def broken(self) -> None:
-        self._since = self._time()
-        self._limit = self._stall
-        self.patience = min(self._keepalive, self._stall)
-
-    def check(self) -> None:
-        """Raises `ApiError` (504) when it has been too long."""
-        left = self._since + self._limit - self._time()
-        if left < 0.001:  # uvloop's clock ticks in milliseconds
-            raise timed_out(f"The engine said nothing for {self._limit:g} s; ask again.")
-        self.patience = min(self._keepalive, left)
 
 
 class ClientWatch:

@@ -119,10 +119,8 @@ class Shadows:
         patience = self._settings.timeouts.first_token
         try:
             while not stream.complete:
-                events = await stream.next(patience)
-                if events is None:
+                if not await stream.more(outcome.note, patience):
                     raise TimeoutError
-                outcome.note(events)
         finally:
             await stream.close()
 
