@@ -20,6 +20,7 @@ from serving.gateway.auth import Gate
 from serving.gateway.http import request_id
 from serving.gateway.inference import (
     CHAT,
+    CLIENT_LEFT,
     COMPLETIONS,
     EMBEDDINGS,
     RESPONSES,
@@ -33,6 +34,7 @@ from serving.runtime.outcome import Outcome
 from serving.runtime.routing import Router, Target
 from serving.runtime.shutdown import Shutdown
 from serving.runtime.wanted import PRODUCTION
+from serving.runtime.wire import ClientGone
 from serving.settings import Settings
 
 
@@ -78,7 +80,12 @@ def create_app(
             Route("/openapi.json", describe, methods=["GET"]),
             *operators,
         ],
-        exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
+        exception_handlers={
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            ClientGone: _nobody,
+            Exception: _bug,
+        },
     )
     others.router.redirect_slashes = False
     return Gateway(generation, others)
@@ -162,6 +169,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     else:
         own = ApiError(error.status_code, "http_error", error.detail, headers=error.headers)
     return await _api_error(request, own)
+
+
+async def _nobody(_: Request, __: Exception) -> Response:
+    """The client left before it had sent all."""
+    return Response(status_code=CLIENT_LEFT)
 
 
 async def _bug(request: Request, _: Exception) -> Response:

@@ -17,14 +17,16 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The request's body. Raises `ApiError` for another content type than JSON (415), for more than
-    `limit` bytes (413) and for none (400)."""
+    """The request's body. Raises `ApiError` for another content type than JSON or a body that is
+    compressed (415), for more than `limit` bytes (413) and for none (400)."""
     headers = dict(scope["headers"])
     content_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if content_type != b"application/json":
         raise ApiError(
             415, "unsupported_media_type", "Send the body as content-type: application/json."
         )
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        raise ApiError(415, "unsupported_media_type", "Send the body without content-encoding.")
     body = await read_bytes(scope, receive, limit)
     if not body:
         raise invalid("The body is empty; send a JSON object.", code="invalid_json")

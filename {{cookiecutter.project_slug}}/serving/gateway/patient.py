@@ -8,11 +8,11 @@ can be read in two ways, is refused in the contract's envelope, and its connecti
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, cast
 
+import httptools
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -22,17 +22,15 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from serving.contract.errors import ApiError, bad_http, head_too_large, request_timeout
 from serving.gateway.connection import EXTENSION, ClientConnection
+from serving.gateway.head import HEAD_LIMIT, check_head, check_size
 from serving.gateway.http import request_id
+from serving.gateway.unread import Unread
 from serving.settings import Settings
 
-log = logging.getLogger("bentoml.serving")
-
-#: Bytes of a request's line and headers, and of what frames its body.
-HEAD_LIMIT = 64 * 1024
 #: Requests of one connection that may wait for those before them.
 PIPELINE = 16
-#: Seconds in which a refused client may still send: closed at once, its system would throw the
-#: refusal away unread (RFC 9112, 9.6).
+#: Seconds in which a refused client may still send: if its connection were closed at once, its
+#: system could throw the refusal away unread (RFC 9112, 9.6).
 LINGER = 2.0
 
 
@@ -44,7 +42,8 @@ def install(settings: Settings, refused: Callable[[str], None]) -> None:
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """One client's connection. The limits are those of `settings.timeouts` at that time."""
+    """One client's connection. The limits are those of `settings.timeouts` at that time; the
+    methods named `on_…` are httptools' callbacks, and `on_response_complete` uvicorn's."""
 
     def __init__(
         self, settings: Settings, refused: Callable[[str], None], *args: Any, **options: Any
@@ -55,66 +54,86 @@ class PatientProtocol(HttpToolsProtocol):
         self._awaits: Literal["head", "body", ""] = "head"
         self._deadline = 0.0  # for what it awaits; 0: none
         self._timer: asyncio.TimerHandle | None = None
-        self._piece = 0  # bytes that are being parsed
+        self._piece = 0  # bytes being parsed
         self._spent = 0  # bytes that brought no body
-        self._over = False  # takes no more requests
+        self._over = False  # what still comes is not read
         self._before: RequestResponseCycle | None = None  # the request before the last one
-        self._refusal: ApiError | None = None
-        self._unsent = 0
-        self._unsent_since = 0.0
-        self._write_timer: asyncio.TimerHandle | None = None
+        self._body_to_come = False
 
     # The connection.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._unread = Unread(transport, self.flow, self._settings)
         self._within(self._settings.timeouts.head)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
-        for timer in (self._timer, self._write_timer):
-            if timer is not None:
-                timer.cancel()
+        self._unread.close()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
         if self._over:
             return
+        self._unset_keepalive_if_required()
         if not self._awaits:
             self._awaits = "head"
         self._piece = len(data)
         self._spent += self._piece
-        super().data_received(data)
+        self._parse(data)
         if self._over:
             return
         if self._spent > HEAD_LIMIT:
-            self._refuse(head_too_large(HEAD_LIMIT))
-        elif not self._awaits:
-            self._deadline = 0.0
-            if self.cycle.response_complete:  # before all of the request was there
-                self._keep()
-        elif not self._deadline:
-            self._within(self._limit)
+            long_body = bad_http("The body has chunk extensions or trailers without end.")
+            self._refuse(long_body if self._awaits == "body" else head_too_large(HEAD_LIMIT))
+        elif self._awaits:
+            if not self._deadline:
+                self._within(self._limit)
+        elif self.cycle.response_complete:  # before all of the request was there
+            self._keep()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread.watch()
 
     # What the parser finds.
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if (framing := self._framing) is not None:
+                self._read_body(framing, data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._refuse(cause if isinstance(cause, ApiError) else bad_http())
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._awaits = "head"
-        self._spent = self._piece
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._awaits == "head":  # else it is a trailer, which must not pass for a header
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._check()
+        if self._spent + self._piece > HEAD_LIMIT:
+            check_size(self.url, self.headers)
+        check_head(self.url, self.headers, self.parser.get_http_version())
+        if len(self.pipeline) >= PIPELINE:
+            raise bad_http("The request is too far ahead of its connection's answers.")
         self._before = self.cycle
         super().on_headers_complete()
         self.scope["extensions"] = cast(Any, {EXTENSION: ClientConnection(self.cycle)})
+        if self.parser.should_upgrade():
+            self.cycle.keep_alive = False
+            self._body_to_come = self._framing is not None
         self._awaits = "body"
         self._deadline = 0.0
         self._spent = 0
+        self._unread.quiet = False
 
     def on_body(self, body: bytes) -> None:
         # A chunk may have some framing of its own, but not much more than it has data.
@@ -122,35 +141,41 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._body_to_come:
+            self._body_to_come = False
+            return
         super().on_message_complete()
         self._awaits = ""
         self._deadline = 0.0
         self._spent = 0
-
-    def _check(self) -> None:
-        """Ends the parsing before a request that is not to be answered."""
-        if self._spent > HEAD_LIMIT:
-            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if size > HEAD_LIMIT:
-                self._refusal = head_too_large(HEAD_LIMIT)
-                raise self._refusal
-        if len(self.pipeline) >= PIPELINE:
-            raise bad_http()
+        self._over = not self.cycle.keep_alive
 
     def _should_upgrade(self) -> bool:
-        return False  # there is nothing to upgrade to
+        return False  # nothing else is spoken here
+
+    def _read_body(self, framing: tuple[bytes, bytes], data: bytes) -> None:
+        """Of a request that would like another protocol, to which httptools leaves the body. Java's
+        own client asks so for HTTP/2 in its first request."""
+        self.parser = httptools.HttpRequestParser(_BodyOnly(self))
+        self._parse(b"POST / HTTP/1.1\r\n%b: %b\r\n\r\n" % framing + data)
+
+    @property
+    def _framing(self) -> tuple[bytes, bytes] | None:
+        """The header that says where the body ends; without one there is no body."""
+        names = (b"content-length", b"transfer-encoding")
+        return next((header for header in self.headers if header[0] in names), None)
 
     # What the application answers.
 
     def on_response_complete(self) -> None:
         self.timeout_keep_alive = cast(int, self._settings.timeouts.idle)
         super().on_response_complete()
-        if self._awaits:
+        if self._awaits:  # the rest of this request, or the next one: their limits are in force
             self._unset_keepalive_if_required()
         if self.pipeline:
             self.flow.pause_reading()
-        if self.transport.get_write_buffer_size():
-            self._watch_writing()
+        self._unread.quiet = not self.pipeline
+        self._unread.watch()
 
     def _keep(self) -> None:
         """The connection, for another request."""
@@ -160,20 +185,16 @@ class PatientProtocol(HttpToolsProtocol):
 
     # What is refused.
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(self._refusal or bad_http())
-
     def _refuse(self, error: ApiError) -> None:
-        """Answers in the application's place, once, and takes nothing more from this client."""
+        """Answers in the application's place, and takes nothing more from this client."""
         self._over = True
         self._deadline = 0.0
         self._refused(error.code)
-        reading = self._awaits == "body"
-        before = self._before if reading else self.cycle
+        before = self._earlier
         if before is not None and not before.response_complete:
             before.keep_alive = False  # its answer is the last one
             return
-        if reading:
+        if self._awaits == "body":
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             if self.cycle.response_started:
@@ -204,6 +225,11 @@ class PatientProtocol(HttpToolsProtocol):
         timeouts = self._settings.timeouts
         return timeouts.head if self._awaits == "head" else timeouts.body
 
+    @property
+    def _earlier(self) -> RequestResponseCycle | None:
+        """The last request before the one that is being read."""
+        return self._before if self._awaits == "body" else self.cycle
+
     def _within(self, seconds: float) -> None:
         """Sets the deadline. The timer looks again when it rings too early, so that most requests
         set none."""
@@ -217,50 +243,22 @@ class PatientProtocol(HttpToolsProtocol):
         self._timer = None
         if not self._deadline or self.transport.is_closing():
             return
+        earlier = self._earlier
         if self.loop.time() + 0.001 < self._deadline:  # uvloop's clock ticks in milliseconds
             self._timer = self.loop.call_at(self._deadline, self._ring)
         elif self._over:
             self.transport.abort()
-        elif self._held_up:
-            self._within(self._limit)
+        elif self.flow.read_paused or (earlier is not None and not earlier.response_complete):
+            self._within(self._limit)  # it is ourselves who do not read, or have not come to it
         elif self._awaits == "head" and not self._spent:
             self.transport.close()
         else:
             self._refuse(request_timeout(self._awaits, self._limit))
 
-    @property
-    def _held_up(self) -> bool:
-        """Whether it is ourselves who do not read, or have not come to it."""
-        before = self._before if self._awaits == "body" else self.cycle
-        return self.flow.read_paused or (before is not None and not before.response_complete)
 
-    # Clients that do not read.
+class _BodyOnly:
+    """Hears of a body, and not of the head before it."""
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._watch_writing()
-
-    def _watch_writing(self) -> None:
-        self._unsent = self.transport.get_write_buffer_size()
-        self._unsent_since = self.loop.time()
-        if self._write_timer is None:
-            self._write_timer = self.loop.call_later(
-                self._settings.timeouts.write, self._look_at_writing
-            )
-
-    def _look_at_writing(self) -> None:
-        """Ends the connection if nothing was taken all the time. Nobody writes meanwhile: the
-        answer is complete, or its writer waits."""
-        self._write_timer = None
-        unsent = self.transport.get_write_buffer_size()
-        if not unsent or not (self.flow.write_paused or self.cycle.response_complete):
-            return
-        now, limit = self.loop.time(), self._settings.timeouts.write
-        if unsent < self._unsent:
-            self._unsent, self._unsent_since = unsent, now
-        left = self._unsent_since + limit - now
-        if left > 0.001:
-            self._write_timer = self.loop.call_later(left, self._look_at_writing)
-            return
-        log.info("a client took nothing for %g s: its connection is cut", limit)
-        self.transport.abort()
+    def __init__(self, connection: PatientProtocol) -> None:
+        self.on_body = connection.on_body
+        self.on_message_complete = connection.on_message_complete
