@@ -261,6 +261,7 @@ class Inference:
                 f"The answer took over {timeouts.answer:g} s; stream it or ask for less."
             ) from None
         finally:
+            outcome.counted = stream.counted
             await stream.close()
 
 

@@ -23,7 +23,7 @@ Served = tuple[str, str, str]
 _LABELS = ("model", "version", "label")
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _PER_TOKEN = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
-_TOKENS = ("prompt", "completion", "cached")
+_TOKENS = ("prompt", "completion", "cached", "reasoning")
 
 
 @dataclass
@@ -91,6 +91,7 @@ class Observed(Collector):
                     outcome.usage.prompt_tokens,
                     outcome.usage.completion_tokens,
                     outcome.usage.prompt_tokens_details.cached_tokens,
+                    outcome.usage.completion_tokens_details.reasoning_tokens,
                 ),
                 strict=True,
             ):

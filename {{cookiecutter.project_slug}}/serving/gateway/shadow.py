@@ -19,6 +19,7 @@ from prometheus_client import Histogram
 from serving.accounts.ledger import Bookkeeper, Entry
 from serving.contract.errors import ApiError
 from serving.gateway.encoding import AnyRequest, encode
+from serving.gateway.limits import prompt_estimate
 from serving.runtime.outcome import Outcome
 from serving.runtime.routing import Route, Router
 from serving.runtime.stream import EngineStream
@@ -103,7 +104,7 @@ class Shadows:
             log.exception("%s: the shadow's copy failed", target.tag)
         finally:
             self._running[target.name] -= 1
-        outcome.end(failed=became == "failed")
+        outcome.end(failed=became == "failed").cut_short(prompt_estimate(request))
         self._count(target.name, target.number, became)
         status = 502 if outcome.failed else 200
         entry = Entry("", None, request.model, status, duration=outcome.duration, shadow=True)
@@ -122,6 +123,7 @@ class Shadows:
                 if not await stream.more(outcome.note, patience):
                     raise TimeoutError
         finally:
+            outcome.counted = stream.counted
             await stream.close()
 
     @staticmethod

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 
 from serving.contract.errors import ApiError, engine_error, timed_out
-from serving.contract.events import EngineEvent
+from serving.contract.events import EngineEvent, Usage
 from serving.contract.sampling import Request
 from serving.contract.sse import EventReader
 from serving.engines.base import Engine, EngineCall
@@ -137,6 +137,11 @@ class EngineStream:
         elif self._reader.pending or (self._engine.ends_with_done and not self._done):
             raise EngineGone("the engine ended its stream too early")
         self.complete = True
+
+    @property
+    def counted(self) -> Usage | None:
+        """What the engine has counted so far, if it tells before the end."""
+        return self._decoder.counted()
 
     async def close(self) -> None:
         """Keeps the connection for the next request if this one is complete; otherwise leaves,

@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import CollectorRegistry
 
-from serving.contract.events import CachedTokens, Delta, EngineEvent, Usage
+from serving.contract.events import CachedTokens, Delta, EngineEvent, ReasoningTokens, Usage
 from serving.gateway.observed import Histogram, Observed
 from serving.runtime.outcome import Outcome
 
@@ -34,7 +34,7 @@ def answer(pieces: int = 4, **usage: Any) -> Outcome:
     outcome = Outcome("chat", 3, "canary", "vllm")
     for _ in range(pieces):
         outcome.note([EngineEvent([Delta(0, "x")])])
-    counted = Usage(10, pieces, 10 + pieces, CachedTokens(8))
+    counted = Usage(10, pieces, 10 + pieces, CachedTokens(8), ReasoningTokens(pieces // 2))
     outcome.note([EngineEvent(usage=counted)])
     return outcome.end(failed=False)
 
@@ -60,7 +60,7 @@ def test_an_answer_shows_in_every_figure() -> None:
         assert value(observed, f"serving_{name}_seconds_count", **SERVED) == count
         assert value(observed, f"serving_{name}_seconds_sum", **SERVED) > 0
     assert value(observed, "serving_requests_total", **SERVED, status="200") == 1
-    for kind, tokens in (("prompt", 10), ("completion", 4), ("cached", 8)):
+    for kind, tokens in (("prompt", 10), ("completion", 4), ("cached", 8), ("reasoning", 2)):
         assert value(observed, "serving_tokens_total", **SERVED, kind=kind) == tokens
 
 
