@@ -330,6 +330,8 @@ class VllmDialect(Dialect):
         parser.add_argument("--enforce-eager", action="store_true")
         parser.add_argument("--enable-prompt-tokens-details", action="store_true")
         parser.add_argument("--enable-sleep-mode", action="store_true")
+        parser.add_argument("--runner", choices=["pooling"])
+        parser.add_argument("--convert", choices=["embed"])
         return parser
 
     @classmethod
@@ -417,6 +419,7 @@ class SglangDialect(Dialect):
         parser.add_argument("--enable-cache-report", action="store_true")
         parser.add_argument("--enable-memory-saver", action="store_true")
         parser.add_argument("--enable-weights-cpu-backup", action="store_true")
+        parser.add_argument("--is-embedding", action="store_true")
         return parser
 
     @classmethod
@@ -667,6 +670,14 @@ class Server:
         return 200
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Where it answers: it either embeds or generates."""
+        options = vars(self.options)
+        if options.get("runner") or options.get("is_embedding"):
+            return ("/v1/embeddings",)
+        return "/v1/chat/completions", "/v1/completions"
+
+    @property
     def healthy(self) -> bool:
         sick = self.behaviour.health_503_after
         return not self.behaviour.hang_at_start and not (sick and Path(sick).exists())
@@ -739,13 +750,16 @@ class Connection(asyncio.Protocol):
             self.reply(server.sleep() if path == down else server.wake(), b"{}")
         elif server.stats.asleep:
             self.reply(500, b"{}")
-        elif path in ("/v1/chat/completions", "/v1/completions"):
+        elif path in server.paths:
             stats = server.stats
             stats.requests += 1
             stats.in_flight += 1
             stats.max_in_flight = max(stats.max_in_flight, stats.in_flight)
             try:
-                await self.generate(json.loads(body), chat=path.startswith("/v1/chat"))
+                if path == "/v1/embeddings":
+                    await self.embed(json.loads(body))
+                else:
+                    await self.generate(json.loads(body), chat=path.startswith("/v1/chat"))
             except asyncio.CancelledError:
                 pass
             except Exception as error:
@@ -786,6 +800,27 @@ class Connection(asyncio.Protocol):
             if script.name:
                 counted = [prompt_tokens, dialect.completion_tokens, dialect.thoughts]
                 server.stats.counted[script.name] = counted
+
+    async def embed(self, body: dict[str, Any]) -> None:
+        """The vector of a text is its number of words and its place among the texts."""
+        stats = self.server.stats
+        stats.bodies.append(body)
+        texts = body["input"]
+        sizes = [len(text.split() if isinstance(text, str) else text) for text in texts]
+        script = self.script_of(texts[0]) if isinstance(texts[0], str) else Script()
+        dialect = self.server.dialect(body, chat=False)
+        if script.fault is not None and await self.strike_early(script.fault, dialect):
+            return
+        prompt = dialect.prompt_tokens = sum(sizes)
+        if script.name:
+            stats.counted[script.name] = [prompt, 0, 0]
+        vectors = [
+            {"object": "embedding", "index": at, "embedding": [float(size), float(at)]}
+            for at, size in enumerate(sizes)
+        ]
+        usage = json.loads(dialect.counted(0))
+        answer = {"object": "list", "data": vectors, "model": dialect.model, "usage": usage}
+        self.reply(200, json.dumps(answer).encode())
 
     def script_of(self, text: str) -> Script:
         told: dict[str, Any] = {}

@@ -59,6 +59,13 @@ class Database:
                     await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
                 await connection.run_sync(_upgrade)
 
+    async def check(self) -> None:
+        """Raises `DatabaseError` when it answers nothing."""
+        with explained(self.url):
+            session: AsyncSession
+            async with self.session() as session:
+                await session.execute(text("SELECT 1"))
+
     async def close(self) -> None:
         await self._engine.dispose()
 
