@@ -593,7 +593,8 @@ class Stats:
     """What `GET /stats` tells. `aborted` counts the clients that left before their answer was
     complete, `paused` how often a client read too slowly, `written` the bytes sent to all.
     `counted` has the tokens of each request whose script has a name: its prompt's, all that were
-    generated for it, and the thoughts among them."""
+    generated for it, and the thoughts among them. `traces` are the `traceparent` headers that
+    came."""
 
     pid: int = dataclasses.field(default_factory=os.getpid)
     child: int | None = None
@@ -609,9 +610,11 @@ class Stats:
     slept: int = 0
     counted: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     bodies: deque[Any] = dataclasses.field(default_factory=lambda: deque(maxlen=200))
+    traces: deque[str] = dataclasses.field(default_factory=lambda: deque(maxlen=200))
 
     def encode(self) -> bytes:
-        return json.dumps({**vars(self), "bodies": list(self.bodies)}).encode()
+        lists = {"bodies": list(self.bodies), "traces": list(self.traces)}
+        return json.dumps({**vars(self), **lists}).encode()
 
 
 class Server:
@@ -726,6 +729,8 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"authorization":
             self.authorization = value.decode()
+        elif name.lower() == b"traceparent":
+            self.server.stats.traces.append(value.decode())
 
     def on_body(self, data: bytes) -> None:
         self.body += data

@@ -79,6 +79,19 @@ class Ledger(Bookkeeper):
         self._writing = asyncio.Lock()
         self._writer: asyncio.Task[None] | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Rows in memory that are not written yet."""
+        return len(self._waiting)
+
+    @property
+    def spooled(self) -> int:
+        """Bytes of rows in the spool."""
+        try:
+            return self._spool.stat().st_size
+        except OSError:
+            return 0
+
     def start(self) -> None:
         self._writer = asyncio.ensure_future(self._write_on())
 

@@ -29,7 +29,10 @@ from serving.gateway.inference import (
 )
 from serving.gateway.limits import Limiter
 from serving.gateway.observed import Observed
+from serving.gateway.request_log import RequestLog
 from serving.gateway.shadow import Shadows
+from serving.gateway.tracing import Tracing
+from serving.gateway.trail import Trails
 from serving.runtime.outcome import Outcome
 from serving.runtime.routing import Router, Target
 from serving.runtime.shutdown import Shutdown
@@ -46,18 +49,23 @@ def create_app(
     note: Callable[[Outcome], None] = lambda _: None,
     gate: Gate | None = None,
     ledger: Bookkeeper | None = None,
+    limiter: Limiter | None = None,
     observed: Observed | None = None,
+    request_log: RequestLog | None = None,
+    tracing: Tracing | None = None,
 ) -> ASGIApp:
     """The application over a router whose snapshots say what is served; `operators` are the routes
     for those who change that, and `note` is told how each answer went. Without a `gate`, everybody
-    may ask; without a `ledger`, nothing is written down. `observed` counts what clients feel."""
+    may ask; without a `ledger`, nothing is written down. `observed` counts what clients feel,
+    `request_log` and `tracing` tell of each request."""
     gate, ledger = gate or Gate(), ledger or Bookkeeper()
-    limiter, observed = Limiter(settings), observed or Observed()
+    limiter, observed = limiter or Limiter(settings), observed or Observed()
+    trails = Trails(observed, request_log or RequestLog(settings), tracing or Tracing(settings))
     shadows = Shadows(settings, router, ledger)
 
     def inference(endpoint: Endpoint) -> Inference:
         return Inference(
-            endpoint, settings, router, shadows, shutdown, note, gate, ledger, limiter, observed
+            endpoint, settings, router, shadows, shutdown, note, gate, ledger, limiter, trails
         )
 
     generation = {
@@ -88,7 +96,7 @@ def create_app(
         },
     )
     others.router.redirect_slashes = False
-    return Gateway(generation, others)
+    return Gateway(generation, trails.log.around(others))
 
 
 class Gateway:

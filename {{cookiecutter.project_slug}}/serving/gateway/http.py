@@ -69,13 +69,16 @@ class Responder:
     """Writes one reply: JSON at once, or a stream of events.
 
     `started` tells whether bytes went out, after which an error can only be an event; `finished`
-    whether the last ones did.
+    whether the last ones did. `status` is how it ended, 0 before, and `code` the error's, if it
+    did with one.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.request_id = request_id(scope)
         self.started = False
         self.finished = False
+        self.status = 0
+        self.code = ""
         self._send = send
         self._connection = ClientConnection.of(scope)
         self._direct: ClientConnection | None = None
@@ -143,7 +146,9 @@ class Responder:
 
     async def error(self, error: ApiError) -> None:
         """The envelope, or as the last event of a stream that has begun."""
+        self.code = error.code
         if self.started:
+            self.status = error.status
             await self.stream(sse.error_event(error), last=True)
             return
         self.tell(error.headers)
@@ -152,12 +157,14 @@ class Responder:
     async def nobody(self) -> None:
         """A reply to a client that left. Nobody reads it, but BentoML's time limit waits for the
         first byte of every request, and a stop of the service would wait with it."""
-        if not self.started:
+        if self.started:
+            self.status = 499
+        else:
             await self._start(499, [(b"content-length", b"0")])
             await self._send({"type": "http.response.body", "body": b""})
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self.started = True
+        self.started, self.status = True, status
         await self._send(
             {"type": "http.response.start", "status": status, "headers": self._headers + headers}
         )

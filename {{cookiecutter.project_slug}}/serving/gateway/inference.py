@@ -32,9 +32,9 @@ from serving.gateway.auth import Caller, Gate
 from serving.gateway.encoding import AnyRequest, encode
 from serving.gateway.http import Responder, read_body
 from serving.gateway.limits import Limiter, prompt_estimate
-from serving.gateway.observed import Observed
 from serving.gateway.relay import Relay
 from serving.gateway.shadow import Shadows
+from serving.gateway.trail import Trail, Trails
 from serving.runtime.outcome import Outcome
 from serving.runtime.replica import State
 from serving.runtime.routing import Route, Router
@@ -71,6 +71,7 @@ class Exchange:
     caller: Caller
     request: AnyRequest
     responder: Responder
+    trail: Trail
     outcome: Outcome | None = None
     accounted: bool = False
     began: float = field(default_factory=time.perf_counter)
@@ -109,7 +110,7 @@ class Inference:
         gate: Gate,
         ledger: Bookkeeper,
         limiter: Limiter,
-        observed: Observed,
+        trails: Trails,
     ) -> None:
         self._endpoint = endpoint
         self._settings = settings
@@ -120,23 +121,24 @@ class Inference:
         self._gate = gate
         self._ledger = ledger
         self._limiter = limiter
-        self._observed = observed
+        self._trails = trails
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The life of a request: read, validated, reserved for, routed, relayed, settled and
         entered into the ledger, however it ends."""
         responder = Responder(scope, send)
         watch = ClientWatch(receive, responder)
+        trail = self._trails.begin(scope, self._endpoint.request.TASK)
         exchange: Exchange | None = None
         try:
-            caller = self._gate.enter(scope, "inference")
+            trail.caller = caller = self._gate.enter(scope, "inference")
             limit = self._settings.limits.max_body_bytes
             request = self._parse(await read_body(scope, receive, limit))
-            exchange = Exchange(caller, request, responder)
+            trail.request = request
+            exchange = Exchange(caller, request, responder, trail)
             with self._shutdown.request(), watch:
                 await self._within_limits(exchange)
         except ApiError as error:
-            self._observed.refused(error.code)
             self._account(exchange, error.status)
             await responder.error(error)
         except ClientGone:
@@ -157,6 +159,8 @@ class Inference:
             log.exception("%s: the service failed", responder.request_id)
             self._account(exchange, 500)
             await responder.error(internal_error())
+        finally:
+            self._trails.end(trail, responder, exchange.outcome if exchange else None)
 
     def _account(self, exchange: Exchange | None, status: int) -> None:
         if exchange is not None and not exchange.accounted:
@@ -168,7 +172,7 @@ class Inference:
         entry = exchange.entry(status)
         if exchange.outcome is not None:
             exchange.outcome.end(failed=status >= 500)
-            self._observed.answered(exchange.outcome, status)
+            self._trails.observed.answered(exchange.outcome, status)
         return entry
 
     def _parse(self, body: bytes) -> AnyRequest:
@@ -220,6 +224,7 @@ class Inference:
         client left or its version was replaced says nothing about the version."""
         target = route.target
         outcome = Outcome(target.name, target.number, route.label, route.replica.engine.name)
+        outcome.queued = route.queued or None
         exchange.outcome = outcome
         copied = self._shadows.copy(exchange.request, route)
         try:
@@ -241,7 +246,8 @@ class Inference:
         responder.served_by(route.target.tag, route.label)
         call = await encode(request, route)
         reply = self._endpoint.reply(request, route.target.tag)
-        stream = EngineStream(route.replica.engine, route.replica.wire, request, call)
+        headers = exchange.trail.headers
+        stream = EngineStream(route.replica.engine, route.replica.wire, request, call, headers)
         relay = Relay(stream, reply, outcome, responder)
         timeouts = self._settings.timeouts
         try:

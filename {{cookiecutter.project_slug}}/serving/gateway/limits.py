@@ -56,10 +56,13 @@ class Reservation:
 
 
 class Limiter:
-    """The counters. `running` are the requests at once, by whose they are."""
+    """The counters. `running` are the requests at once, by whose they are; `refusals` count those
+    that were too much, by the kind of limit; `settle_errors` what could not be given back."""
 
     def __init__(self, settings: Settings) -> None:
         self.running: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+        self.settle_errors = 0
         self._settings = settings
         storage = storage_from_string("async+memory://")
         assert isinstance(storage, Storage)
@@ -106,6 +109,7 @@ class Limiter:
         if quota.concurrent is None:
             return
         if self.running[whose] >= quota.concurrent:
+            self.refusals["concurrent"] += 1
             raise ApiError(
                 429,
                 "rate_limit_exceeded",
@@ -128,6 +132,7 @@ class Limiter:
                 # A key's limits are what its owner wants to know; a model's, if it has none.
                 reservation.headers.setdefault(f"x-ratelimit-{name}-{window.kind}", str(value))
         if total > window.limit:
+            self.refusals[window.kind] += 1
             per = "day" if window.length == _DAY else "minute"
             what = "tokens" if window.kind != "requests" else "requests"
             told_cost = f"; this request may take {cost}" if what == "tokens" else ""

@@ -23,15 +23,19 @@ Take = Callable[[list[EngineEvent]], object]
 
 
 class EngineStream:
-    """The events of one answer to `request`, sent as `call`. `complete` is set once the engine has
-    ended it well; `heard` is when it said something last, by the loop's clock, 0 before."""
+    """The events of one answer to `request`, sent as `call` with `headers`, which are whole lines.
+    `complete` is set once the engine has ended it well; `heard` is when it said something last, by
+    the loop's clock, 0 before."""
 
-    def __init__(self, engine: Engine, wire: Wire, request: Request, call: EngineCall) -> None:
+    def __init__(
+        self, engine: Engine, wire: Wire, request: Request, call: EngineCall, headers: bytes = b""
+    ) -> None:
         self.complete = False
         self.heard = 0.0
         self._engine = engine
         self._wire = wire
         self._call = call
+        self._headers = headers
         self._request = request
         self._reply: EngineReply | None = None
         self._reader = EventReader()
@@ -52,7 +56,7 @@ class EngineStream:
         `take` raised.
         """
         if self._reply is None:
-            self._reply = await self._wire.request("POST", self._call.path, self._call.body)
+            self._reply = await self._ask()
         if self._take is None:
             if not self._reply.status and not await self._head(patience):
                 return False
@@ -155,6 +159,10 @@ class EngineStream:
                 await self._reply.read(1.0)
         self._reply.close()
 
+    async def _ask(self, *, fresh: bool = False) -> EngineReply:
+        path, body = self._call.path, self._call.body
+        return await self._wire.request("POST", path, body, headers=self._headers, fresh=fresh)
+
     async def _head(self, patience: float) -> bool:
         assert self._reply is not None
         try:
@@ -162,7 +170,7 @@ class EngineStream:
         except EngineGone:
             if not self._reply.stale:
                 raise
-        self._reply = await self._wire.request("POST", self._call.path, self._call.body, fresh=True)
+        self._reply = await self._ask(fresh=True)
         return await self._reply.head(patience)
 
     def _refused(self, status: int, body: bytes) -> ApiError:

@@ -69,10 +69,10 @@ class Wire:
                 reply.close()
 
     async def request(
-        self, method: str, path: str, body: bytes, *, fresh: bool = False
+        self, method: str, path: str, body: bytes, *, headers: bytes = b"", fresh: bool = False
     ) -> EngineReply:
-        """Sends one request; the reply's head comes later. Raises `EngineGone`, or `ApiError` when
-        this process has no socket left.
+        """Sends one request; the reply's head comes later. `headers` are whole lines, for it alone.
+        Raises `EngineGone`, or `ApiError` when this process has no socket left.
 
         A kept connection may turn out to have been closed by the engine while it was idle, which
         shows as `EngineReply.stale`; ask again with `fresh` then.
@@ -80,7 +80,7 @@ class Wire:
         head = f"{method} {path} HTTP/1.1\r\ncontent-length: {len(body)}\r\n".encode()
         reused = bool(self._idle) and not fresh
         connection = self._idle.pop() if reused else await self._connect()
-        return connection.send(head + self._head + b"\r\n" + body, reused)
+        return connection.send(head + self._head + headers + b"\r\n" + body, reused)
 
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()

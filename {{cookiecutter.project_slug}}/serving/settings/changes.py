@@ -34,7 +34,7 @@ def take_over(
     """
     before = running.model_dump()
     running.restarts, running.limits = new.restarts, new.limits
-    running.timeouts = new.timeouts
+    running.timeouts, running.logs = new.timeouts, new.logs
     if new.timeouts.longest_wait > longest_wait:
         kept = {name: before["timeouts"][name] for name in _LONG}
         running.timeouts = new.timeouts.model_copy(update=kept)

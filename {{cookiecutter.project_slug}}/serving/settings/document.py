@@ -186,6 +186,24 @@ class Cors(Section):
     origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = []
 
 
+class Logs(Section):
+    """`requests`: one line of JSON on stdout for each request. `prompts`: with the beginning of
+    what the client wrote in it."""
+
+    requests: bool = True
+    prompts: bool = False
+
+
+class Tracing(Section):
+    """One OpenTelemetry span for each request, sent to the collector at `otlp_endpoint` over
+    OTLP/HTTP, as in http://127.0.0.1:4318; null: none, unless the environment variable
+    OTEL_EXPORTER_OTLP_ENDPOINT names a collector. `sample_rate` is the part of the requests whose
+    callers have not decided that already."""
+
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$")] | None = None
+    sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
 class LedgerSection(Section):
     """One row for each request. With `durability: batched` they are written every `flush` seconds:
     a hard kill loses those of that time. With `strict` each is on the disk before its answer's last
@@ -220,6 +238,8 @@ class Settings(Section):
     database: DatabaseSection = DatabaseSection()
     ledger: LedgerSection = LedgerSection()
     cors: Cors = Cors()
+    logs: Logs = Logs()
+    tracing: Tracing = Tracing()
 
     def engine_of(self, model: str, number: int) -> EngineSettings:
         """The engine section for one version of a model."""

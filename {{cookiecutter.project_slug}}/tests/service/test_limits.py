@@ -142,11 +142,11 @@ def test_every_reply_tells_what_is_left(service: Service, monkeypatch: pytest.Mo
 def test_metrics_name_what_is_served_and_nothing_a_client_makes_up(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = make(service, monkeypatch=monkeypatch)
+    key = make(service, "--scope", "inference", "--scope", "metrics", monkeypatch=monkeypatch)
     headers = {"authorization": f"Bearer {key}"}
 
     def series() -> set[str]:
-        lines = service.http.get("/metrics").text.splitlines()
+        lines = service.http.get("/metrics", headers=headers).text.splitlines()
         return {line.rpartition(" ")[0] for line in lines if line.startswith("serving_")}
 
     def ask(model: str) -> int:
