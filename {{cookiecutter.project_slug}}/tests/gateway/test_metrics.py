@@ -51,7 +51,7 @@ def replica(
 
 def page(*replicas: Replica, steps: dict[Any, int] | None = None, **served: Any) -> str:
     registry = CollectorRegistry()
-    nothing: dict[str, Any] = {"states": {}, "transitions": {}, "swaps": {}}
+    nothing: dict[str, Any] = {"states": {}, "transitions": {}, "queues": {}, "swaps": {}}
     registry.register(
         Figures(SimpleNamespace(**{**nothing, "replicas": replicas, **served}), steps or {})
     )
@@ -159,3 +159,7 @@ def test_swaps_and_steps_of_rollouts_are_counted_by_how_they_ended() -> None:
     text = page(swaps={("chat", "done"): 2}, steps={("chat", "rolled_back"): 1})
     assert 'serving_swaps_total{model="chat",outcome="done"} 2.0' in text
     assert 'serving_rollout_steps_total{model="chat",outcome="rolled_back"} 1.0' in text
+
+
+def test_the_length_of_each_versions_queue_is_told() -> None:
+    assert 'serving_queue_length{model="chat",version="1"} 7.0' in page(queues={("chat", 1): 7})
