@@ -88,6 +88,7 @@ class Service:
         request_log.start()
         tracing.start()
         await accounts.start()
+        await limiter.start()
         gate.tell()
         reconciler.start()
         rollouts.start()
@@ -101,6 +102,7 @@ class Service:
     async def stop(self) -> None:
         await reloader.stop()
         await rollouts.stop()
+        await limiter.stop()
         await accounts.stop()
         await reconciler.stop()
         await tracing.stop()

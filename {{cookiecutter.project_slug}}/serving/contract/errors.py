@@ -128,6 +128,15 @@ def overloaded(message: str) -> ApiError:
     return ApiError(503, "overloaded", message, retry_after=1)
 
 
+def limits_unknown() -> ApiError:
+    return ApiError(
+        503,
+        "limits_unavailable",
+        "The limits cannot be checked at the moment; ask again.",
+        retry_after=2,
+    )
+
+
 def internal_error() -> ApiError:
     return ApiError(500, "internal_error", "The service failed; its log says why.")
 

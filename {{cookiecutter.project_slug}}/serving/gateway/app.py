@@ -57,7 +57,8 @@ def create_app(
     """The application over a router whose snapshots say what is served; `operators` are the routes
     for those who change that, and `note` is told how each answer went. Without a `gate`, everybody
     may ask; without a `ledger`, nothing is written down. `observed` counts what clients feel,
-    `request_log` and `tracing` tell of each request."""
+    `request_log` and `tracing` tell of each request; a `limiter` of one's own is started and
+    stopped by whoever made it."""
     gate, ledger = gate or Gate(), ledger or Bookkeeper()
     limiter, observed = limiter or Limiter(settings), observed or Observed()
     trails = Trails(observed, request_log or RequestLog(settings), tracing or Tracing(settings))

@@ -33,7 +33,8 @@ def take_over(
     it runs, so that nothing may wait longer.
     """
     before = running.model_dump()
-    running.restarts, running.limits = new.restarts, new.limits
+    running.restarts = new.restarts
+    running.limits = new.limits.model_copy(update={"redis_env": running.limits.redis_env})
     running.timeouts, running.logs = new.timeouts, new.logs
     if new.timeouts.longest_wait > longest_wait:
         kept = {name: before["timeouts"][name] for name in _LONG}

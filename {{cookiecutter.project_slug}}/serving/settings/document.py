@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from serving.settings.engines import EngineSettings, GpuEngine, ProcessEngine
 from serving.settings.faults import sentence
-from serving.settings.sections import Count, Name, Placed, Section, Variable
+from serving.settings.sections import Count, Name, Placed, RedisVariable, Section, Variable
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -162,7 +162,11 @@ class Limits(Section):
     it, its callers in turn; more get a 503 at once. `waiting`: the requests that may wait for
     versions to load; more get a 503 as well.
     `per_key`: what a key may take that has no limits of its own. `assumed_answer`: the tokens that
-    are reserved for an answer whose length the request does not limit."""
+    are reserved for an answer whose length the request does not limit. `redis_env`: the environment
+    variable with the URL of a Redis where all replicas of the service count together, as in
+    redis://USER:PASSWORD@HOST/0, or rediss:// for TLS. `on_failure`: while that Redis is away, each
+    replica counts by itself (`open`), or answers requests that have limits with a 503
+    (`closed`)."""
 
     in_flight: Count = 1024
     queue: Annotated[int, Field(ge=0)] = 1024
@@ -170,6 +174,8 @@ class Limits(Section):
     per_key: Quota = Quota()
     assumed_answer: Count = 512
     max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
+    redis_env: RedisVariable | None = None
+    on_failure: Literal["open", "closed"] = "open"
 
 
 class Auth(Section):

@@ -65,7 +65,7 @@ async def refused(limiter: Limiter, who: Caller, **fields: Any) -> ApiError:
 
 async def test_without_limits_nothing_is_counted() -> None:
     reservation = await limiter().reserve(caller(), request())
-    assert (reservation.windows, reservation.slots, reservation.headers) == ([], [], {})
+    assert (reservation.claim, reservation.headers) == (None, {})
 
 
 async def test_requests_per_minute_come_back_with_the_next_minute(clock: Any) -> None:
@@ -95,6 +95,7 @@ async def test_a_refused_request_takes_nothing() -> None:
         reservation = await counters.reserve(who, request(max_tokens=20))
         await counters.settle(reservation, 0)
     assert counters.running == {}
+    assert counters.refusals == {"tokens": 1}
 
 
 async def test_tokens_are_reserved_and_settled_by_what_was_used(clock: Any) -> None:
@@ -136,6 +137,7 @@ async def test_so_many_requests_run_at_once() -> None:
     await counters.settle(running[0], 0)  # once is enough
     running.append(await counters.reserve(who, request()))
     await refused(counters, who)
+    assert counters.refusals == {"concurrent": 2}
 
 
 async def test_a_key_without_limits_of_its_own_has_those_of_every_key() -> None:

@@ -126,7 +126,7 @@ def test_each_metric_says_what_it_is_and_ends_its_line() -> None:
     text = page(replica(FIGURES))
     assert text.endswith("\n")
     assert all(family.documentation for family in text_string_to_metric_families(text))
-    assert text.count("# HELP") == text.count("# TYPE") == len(NAMES) + 6
+    assert text.count("# HELP") == text.count("# TYPE") == len(NAMES) + 7
 
 
 def test_each_look_shows_what_is_so_now() -> None:
