@@ -58,7 +58,7 @@ bench: bake ## what the gateway costs beside the bare engine, measured in one ru
 	$(VENV)/bin/python loadtests/swap.py --project $(DEMO)
 	$(DEMO)/.venv/bin/python loadtests/routing.py
 
-# Apart from bench: the peers take a gigabyte, and five rounds a quarter of an hour.
+# Apart from bench: the peers take a gigabyte, and five rounds half an hour.
 .PHONY: bench-peers
 bench-peers: bake ## the gateway with everything on beside LiteLLM, vllm-router and sglang-router
 	$(VENV)/bin/python loadtests/peers.py --project $(DEMO) --rounds $(ROUNDS)

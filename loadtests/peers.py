@@ -147,7 +147,9 @@ class Costs:
 
     def table(self, names: list[str]) -> str:
         load = self._load
-        title = f"{load.streams} streams at once, {load.pause:g} ms between tokens"
+        lengths = " and ".join(str(tokens) for tokens in load.tokens)
+        title = f"streams at once: {load.streams}; {load.pause:g} ms between tokens; answers of "
+        title += f"{lengths} tokens, each on a new connection"
         return table(title, names, [self._token, self._request, self._ttft], GATEWAY)
 
 
