@@ -19,6 +19,7 @@ USAGE_JSON = {
     "completion_tokens": 2,
     "total_tokens": 5,
     "prompt_tokens_details": {"cached_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 0},
 }
 
 TEXTS = st.text(max_size=4)

@@ -78,16 +78,20 @@ class Script:
 
     `tokens` words `w0 w1 ...` are generated, each with `pad` more characters, or exactly `text`, in
     pieces of `piece` characters (0: words); the first after `first_delay_ms`, the others `delay_ms`
-    apart. `fault` strikes after `after` pieces. `cut` slices the stream into writes of so many
-    bytes, wherever characters and events end; `per_write` puts so many events into one write
+    apart. In a chat, the first `thoughts` pieces are reasoning. What it took is told by `/stats`
+    under `name`. `fault` strikes after `after` pieces. `cut` slices the stream into writes of so
+    many bytes, wherever characters and events end; `per_write` puts so many events into one write
     (0: all of them).
 
     Faults: crash_before, silent, not_http and status_NNN come instead of the answer;
-    crash_mid_stream, garbage, stall, error_event, reset (the connection breaks) and no_end (a clean
-    end of the body, without finish reason) within it; no_done in place of `[DONE]`.
+    crash_mid_stream, stall, garbage (and a stall, too), error_event, reset (the connection breaks)
+    and no_end (a clean end of the body, without finish reason) within it; no_done in place of
+    `[DONE]`. A stall generates nothing more and lasts until the client leaves.
     """
 
+    name: str = ""
     tokens: int = 8
+    thoughts: int = 0
     pad: int = 0
     text: str | None = None
     piece: int = 0
@@ -154,20 +158,15 @@ def _template(document: dict[str, Any]) -> tuple[bytes, bytes]:
     return before, after
 
 
-def _openai_usage(prompt: int, completion: int) -> dict[str, Any]:
-    return {
-        "prompt_tokens": prompt,
-        "total_tokens": prompt + completion,
-        "completion_tokens": completion,
-    }
-
-
 class Dialect(ABC):
     """Writes the events of one request as one engine does."""
 
     name: ClassVar[str]
     #: Whether the head comes only with the first token.
     late_head: ClassVar[bool] = False
+    usage_json: ClassVar[bytes] = b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d}'
+    #: Where thoughts stand in a chat's delta.
+    reasoning: ClassVar[str] = "reasoning"
 
     def __init__(self, body: dict[str, Any], *, chat: bool) -> None:
         self.body = body
@@ -176,6 +175,10 @@ class Dialect(ABC):
         self.created = int(time.time())
         self.model = str(body.get("model"))
         self._templates: dict[int, tuple[bytes, bytes]] = {}
+        self.prompt_tokens = 0
+        #: What each choice has taken so far.
+        self.generated: dict[int, int] = {}
+        self.thoughts = 0
 
     @classmethod
     @abstractmethod
@@ -231,25 +234,70 @@ class Dialect(ABC):
             "choices": choices,
         }
 
+    @functools.cached_property
+    def _stream_options(self) -> dict[str, Any]:
+        return self.body.get("stream_options") or {}
+
+    @property
+    def counts_on(self) -> bool:
+        """Whether every event tells what its choice has taken so far."""
+        return bool(self._stream_options.get("continuous_usage_stats"))
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What only the count of the whole answer tells."""
+        return {}
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(self.generated.values())
+
+    def counted(self, completion: int) -> bytes:
+        prompt = self.prompt_tokens
+        return self.usage_json % (prompt, prompt + completion, completion)
+
+    def _event(self, index: int, document: dict[str, Any]) -> bytes:
+        if self.counts_on:
+            usage = json.loads(self.counted(self.generated.get(index, 0)))
+            document = {**document, "usage": usage}
+        return _event(document)
+
     def opening(self, index: int) -> bytes:
         if not self.chat:
             return b""
-        return _event(self.envelope([self.choice(index, role="assistant", text="")]))
+        return self._event(index, self.envelope([self.choice(index, role="assistant", text="")]))
 
     def content(self, index: int, text: str) -> bytes:
+        self.generated[index] = self.generated.get(index, 0) + 1
+        return self.said(index, text)
+
+    def said(self, index: int, text: str) -> bytes:
+        """Its event; the token is counted already."""
         if index not in self._templates:
-            self._templates[index] = _template(self.envelope([self.choice(index, text=_MARK)]))
+            document = self.envelope([self.choice(index, text=_MARK)])
+            if self.counts_on:  # at the end, where its numbers can be filled in
+                document.pop("usage", None)
+            self._templates[index] = _template(document)
         before, after = self._templates[index]
+        if self.counts_on:
+            after = b'%b,"usage":%b}\n\n' % (after[:-3], self.counted(self.generated[index]))
         return b"%b%b%b" % (before, _quoted(text), after)
 
-    def ending(self, index: int, text: str, reason: str, prompt: int, completion: int) -> bytes:
-        """The last of one choice; `text` is its last piece."""
-        return _event(self.envelope([self.choice(index, text=text, reason=reason)]))
+    def thought(self, index: int, text: str) -> bytes:
+        self.generated[index] = self.generated.get(index, 0) + 1
+        self.thoughts += 1
+        choice = {"index": index, "delta": {self.reasoning: text}, "finish_reason": None}
+        return self._event(index, self.envelope([choice]))
 
-    def usage(self, prompt: int, completion: int) -> bytes:
-        if not (self.body.get("stream_options") or {}).get("include_usage"):
+    def ending(self, index: int, text: str, reason: str) -> bytes:
+        """The last of one choice; `text` is its last piece, counted already."""
+        return self._event(index, self.envelope([self.choice(index, text=text, reason=reason)]))
+
+    def usage(self) -> bytes:
+        if not self._stream_options.get("include_usage"):
             return b""
-        return _event({**self.envelope([]), "usage": _openai_usage(prompt, completion)})
+        usage = json.loads(self.counted(self.completion_tokens))
+        return _event({**self.envelope([]), "usage": {**usage, **self.details}})
 
     @abstractmethod
     def choice(
@@ -282,6 +330,8 @@ class VllmDialect(Dialect):
         parser.add_argument("--enforce-eager", action="store_true")
         parser.add_argument("--enable-prompt-tokens-details", action="store_true")
         parser.add_argument("--enable-sleep-mode", action="store_true")
+        parser.add_argument("--runner", choices=["pooling"])
+        parser.add_argument("--convert", choices=["embed"])
         return parser
 
     @classmethod
@@ -310,6 +360,10 @@ class VllmDialect(Dialect):
         error = {"message": message, "type": kind, "param": None, "code": status}
         return json.dumps({"error": error}).encode()
 
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"completion_tokens_details": {"reasoning_tokens": self.thoughts}}
+
     def envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             **super().envelope(choices),
@@ -334,9 +388,9 @@ class VllmDialect(Dialect):
             "token_ids": None,
         }
 
-    def ending(self, index: int, text: str, reason: str, prompt: int, completion: int) -> bytes:
+    def ending(self, index: int, text: str, reason: str) -> bytes:
         last = self.envelope([self.choice(index, text=text, reason=reason)])
-        return _event({**last, "system_fingerprint": "vllm-0.32.0-tp1-deadbeef"})
+        return self._event(index, {**last, "system_fingerprint": "vllm-0.32.0-tp1-deadbeef"})
 
 
 class SglangDialect(Dialect):
@@ -344,6 +398,8 @@ class SglangDialect(Dialect):
 
     name = "sglang"
     late_head = True
+    usage_json = Dialect.usage_json[:-1] + b',"prompt_tokens_details":null,"reasoning_tokens":0}'
+    reasoning = "reasoning_content"
 
     @classmethod
     def parser(cls) -> argparse.ArgumentParser:
@@ -363,6 +419,7 @@ class SglangDialect(Dialect):
         parser.add_argument("--enable-cache-report", action="store_true")
         parser.add_argument("--enable-memory-saver", action="store_true")
         parser.add_argument("--enable-weights-cpu-backup", action="store_true")
+        parser.add_argument("--is-embedding", action="store_true")
         return parser
 
     @classmethod
@@ -426,11 +483,11 @@ class SglangDialect(Dialect):
             "metadata": {"weight_version": "default"},
         }
 
-    def ending(self, index: int, text: str, reason: str, prompt: int, completion: int) -> bytes:
+    def ending(self, index: int, text: str, reason: str) -> bytes:
         if not self.chat:
-            return super().ending(index, text, reason, prompt, completion)
-        rest = self.content(index, text) if text else b""
-        return rest + super().ending(index, "", reason, prompt, completion)
+            return super().ending(index, text, reason)
+        rest = self.said(index, text) if text else b""
+        return rest + super().ending(index, "", reason)
 
 
 class TransformersDialect(Dialect):
@@ -498,12 +555,14 @@ class TransformersDialect(Dialect):
             choice["finish_reason"] = reason
         return choice
 
-    def ending(self, index: int, text: str, reason: str, prompt: int, completion: int) -> bytes:
-        rest = self.content(index, text) if text else b""
-        last = self.envelope([self.choice(index, text="", reason=reason)])
-        return rest + _event({**last, "usage": _openai_usage(prompt, completion)})
+    counts_on = False
 
-    def usage(self, prompt: int, completion: int) -> bytes:
+    def ending(self, index: int, text: str, reason: str) -> bytes:
+        rest = self.said(index, text) if text else b""
+        last = self.envelope([self.choice(index, text="", reason=reason)])
+        return rest + _event({**last, "usage": json.loads(self.counted(self.completion_tokens))})
+
+    def usage(self) -> bytes:
         return b""
 
     @property
@@ -532,9 +591,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
 @dataclasses.dataclass
 class Stats:
     """What `GET /stats` tells. `aborted` counts the clients that left before their answer was
-    complete, `paused` how often a client read too slowly, `written` the bytes sent to all. `spans`
-    are when each whole answer began and was about to end, by the clock that all processes of a
-    machine share."""
+    complete, `paused` how often a client read too slowly, `written` the bytes sent to all.
+    `counted` has the tokens of each request whose script has a name: its prompt's, all that were
+    generated for it, and the thoughts among them. `traces` are the `traceparent` headers that
+    came, `spans` when each whole answer began and was about to end, by the clock that all
+    processes of a machine share."""
 
     pid: int = dataclasses.field(default_factory=os.getpid)
     child: int | None = None
@@ -548,14 +609,16 @@ class Stats:
     refused_keys: int = 0
     asleep: bool = False
     slept: int = 0
+    counted: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     bodies: deque[Any] = dataclasses.field(default_factory=lambda: deque(maxlen=200))
+    traces: deque[str] = dataclasses.field(default_factory=lambda: deque(maxlen=200))
     spans: deque[tuple[float, float]] = dataclasses.field(
         default_factory=lambda: deque(maxlen=1000)
     )
 
     def encode(self) -> bytes:
-        told = {**vars(self), "bodies": list(self.bodies), "spans": list(self.spans)}
-        return json.dumps(told).encode()
+        lists = {name: list(getattr(self, name)) for name in ("bodies", "traces", "spans")}
+        return json.dumps({**vars(self), **lists}).encode()
 
 
 class Server:
@@ -614,6 +677,14 @@ class Server:
         return 200
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Where it answers: it either embeds or generates."""
+        options = vars(self.options)
+        if options.get("runner") or options.get("is_embedding"):
+            return ("/v1/embeddings",)
+        return "/v1/chat/completions", "/v1/completions"
+
+    @property
     def healthy(self) -> bool:
         sick = self.behaviour.health_503_after
         return not self.behaviour.hang_at_start and not (sick and Path(sick).exists())
@@ -662,6 +733,8 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"authorization":
             self.authorization = value.decode()
+        elif name.lower() == b"traceparent":
+            self.server.stats.traces.append(value.decode())
 
     def on_body(self, data: bytes) -> None:
         self.body += data
@@ -686,13 +759,16 @@ class Connection(asyncio.Protocol):
             self.reply(server.sleep() if path == down else server.wake(), b"{}")
         elif server.stats.asleep:
             self.reply(500, b"{}")
-        elif path in ("/v1/chat/completions", "/v1/completions"):
+        elif path in server.paths:
             stats = server.stats
             stats.requests += 1
             stats.in_flight += 1
             stats.max_in_flight = max(stats.max_in_flight, stats.in_flight)
             try:
-                await self.generate(json.loads(body), chat=path.startswith("/v1/chat"))
+                if path == "/v1/embeddings":
+                    await self.embed(json.loads(body))
+                else:
+                    await self.generate(json.loads(body), chat=path.startswith("/v1/chat"))
             except asyncio.CancelledError:
                 pass
             except Exception as error:
@@ -726,7 +802,34 @@ class Connection(asyncio.Protocol):
             await asyncio.sleep(script.first_delay_ms / 1000)
         if dialect.late_head:
             self.transport.write(HEAD)
-        await self.stream(script, dialect, prompt_tokens)
+        dialect.prompt_tokens = prompt_tokens
+        try:
+            await self.stream(script, dialect)
+        finally:
+            if script.name:
+                counted = [prompt_tokens, dialect.completion_tokens, dialect.thoughts]
+                server.stats.counted[script.name] = counted
+
+    async def embed(self, body: dict[str, Any]) -> None:
+        """The vector of a text is its number of words and its place among the texts."""
+        stats = self.server.stats
+        stats.bodies.append(body)
+        texts = body["input"]
+        sizes = [len(text.split() if isinstance(text, str) else text) for text in texts]
+        script = self.script_of(texts[0]) if isinstance(texts[0], str) else Script()
+        dialect = self.server.dialect(body, chat=False)
+        if script.fault is not None and await self.strike_early(script.fault, dialect):
+            return
+        prompt = dialect.prompt_tokens = sum(sizes)
+        if script.name:
+            stats.counted[script.name] = [prompt, 0, 0]
+        vectors = [
+            {"object": "embedding", "index": at, "embedding": [float(size), float(at)]}
+            for at, size in enumerate(sizes)
+        ]
+        usage = json.loads(dialect.counted(0))
+        answer = {"object": "list", "data": vectors, "model": dialect.model, "usage": usage}
+        self.reply(200, json.dumps(answer).encode())
 
     def script_of(self, text: str) -> Script:
         told: dict[str, Any] = {}
@@ -749,7 +852,7 @@ class Connection(asyncio.Protocol):
             return False
         return True
 
-    async def stream(self, script: Script, dialect: Dialect, prompt_tokens: int) -> None:
+    async def stream(self, script: Script, dialect: Dialect) -> None:
         began = time.monotonic()
         pieces, reason = bounded(script.pieces, dialect)
         indexes = range(dialect.choices)
@@ -761,20 +864,21 @@ class Connection(asyncio.Protocol):
         for at, piece in enumerate(pieces[:-1]):
             if at == script.after and script.fault and await self.strike(script, dialect, out):
                 return
+            say = dialect.thought if at < script.thoughts and dialect.chat else dialect.content
             for index in indexes:
-                await out.write(dialect.content(index, piece))
+                await out.write(say(index, piece))
             if delay:
                 await asyncio.sleep(delay)
         if script.after >= len(pieces) - 1 and script.fault and script.fault != "no_done":
             await self.strike(script, dialect, out)
             return
         self.server.stats.spans.append((began, time.monotonic()))
-        count = len(pieces)
         last = pieces[-1] if pieces else ""
         for index in indexes:
-            await out.write(dialect.ending(index, last, reason, prompt_tokens, count))
+            dialect.generated[index] = len(pieces)
+            await out.write(dialect.ending(index, last, reason))
         done = b"" if script.fault == "no_done" else dialect.done
-        await out.write(dialect.usage(prompt_tokens, count * len(indexes)) + done)
+        await out.write(dialect.usage() + done)
         await out.end()
 
     async def strike(self, script: Script, dialect: Dialect, out: Output) -> bool:
@@ -792,7 +896,8 @@ class Connection(asyncio.Protocol):
                 self.transport.abort()
             case "garbage":
                 await out.write(b'data: {"choices": [{"ind\n\n')
-                return False
+                await out.flush()
+                await asyncio.Event().wait()
             case "error_event":
                 await out.write(dialect.error())
                 await out.end()

@@ -41,6 +41,10 @@ def taken_over(
         ({"limits": {"on_failure": "closed"}}, ["limits.on_failure"]),
         ({"timeouts": {"drain": 5}}, ["timeouts.drain"]),
         ({"timeouts": {"answer": 60}}, ["timeouts.answer"]),
+        (
+            {"timeouts": {"head": 5, "body": 5, "idle": 5, "write": 5}},
+            ["timeouts.body", "timeouts.head", "timeouts.idle", "timeouts.write"],
+        ),
         ({"restarts": {"attempts": 9}}, ["restarts.attempts"]),
         (
             {"models": {"chat": {"warmup": {"prompts": ["Hi"]}}, "code": {}}},

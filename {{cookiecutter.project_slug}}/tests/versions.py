@@ -46,19 +46,19 @@ def engines(service: Service) -> list[psutil.Process]:
     return [child for child in children if "--dialect" in child.cmdline()]
 
 
-def engine_of(service: Service, number: int) -> psutil.Process:
+def engine_of(service: Service, number: int, model: str = "chat") -> psutil.Process:
     """The one replica of a version."""
     (engine,) = (
         engine
         for engine in engines(service)
-        if any(word.endswith(f"models/chat/{number}") for word in engine.cmdline())
+        if any(word.endswith(f"models/{model}/{number}") for word in engine.cmdline())
     )
     return engine
 
 
-def stats_of(service: Service, number: int) -> dict[str, Any]:
+def stats_of(service: Service, number: int, model: str = "chat") -> dict[str, Any]:
     """What the engine of a version saw; see `scripted_engine.Stats`."""
-    line = engine_of(service, number).cmdline()
+    line = engine_of(service, number, model).cmdline()
     port = line[line.index("--port") + 1]
     stats: dict[str, Any] = httpx.get(f"http://127.0.0.1:{port}/stats").json()
     return stats

@@ -1,7 +1,9 @@
 """The ledger: one row for each request, written off the requests' way.
 
 Rows wait in memory for the next batch. While the database is away they wait in a file, the spool,
-which a restart finds again. Each has an id of its own, so that none is ever written twice.
+which a restart finds again. Each has an id of its own, so that none is ever written twice. What a
+hard kill loses are the rows in memory: those of the time between two batches, and of the time that
+the database takes to answer or to fail.
 """
 
 from __future__ import annotations
@@ -29,8 +31,6 @@ log = logging.getLogger("bentoml.serving")
 BATCH = 500
 #: Rows of a batch that may be refused one by one before the database itself counts as away.
 PATIENT = 3
-#: Rows that wait in memory while the database is away; more wait in the spool.
-HELD = 10_000
 
 
 class Entry(msgspec.Struct):
@@ -79,6 +79,19 @@ class Ledger(Bookkeeper):
         self._writing = asyncio.Lock()
         self._writer: asyncio.Task[None] | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Rows in memory that are not written yet."""
+        return len(self._waiting)
+
+    @property
+    def spooled(self) -> int:
+        """Bytes of rows in the spool."""
+        try:
+            return self._spool.stat().st_size
+        except OSError:
+            return 0
+
     def start(self) -> None:
         self._writer = asyncio.ensure_future(self._write_on())
 
@@ -89,7 +102,7 @@ class Ledger(Bookkeeper):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._writer
         await self.flush()
-        await self._put_aside(0)
+        await self._put_aside()
 
     def note(self, entry: Entry) -> None:
         """To be written with the next batch."""
@@ -98,29 +111,36 @@ class Ledger(Bookkeeper):
     async def commit(self, entry: Entry) -> None:
         """Returns once it is on a disk: the database's, or the spool's."""
         self._waiting.append(entry)
-        await self.flush()
-        if self.fault:
-            await self._put_aside(0)
+        async with self._writing:
+            if not self.fault:
+                await self._write_all()
+            if self.fault:  # it is the writer that looks whether the database is back
+                await asyncio.to_thread(self._spool_rows)
 
     async def flush(self) -> None:
         """Writes all that waits, unless the database is away."""
         async with self._writing:
-            try:
-                if self._spool.exists():
-                    await self._write_spool()
-                while self._waiting:
-                    batch = [self._waiting[i] for i in range(min(BATCH, len(self._waiting)))]
-                    await self._write(batch)
-                    for _ in batch:
-                        self._waiting.popleft()
-            except DatabaseError as error:
-                if not self.fault:
-                    log.error("%s The ledger's rows wait for it.", error)
-                self.fault = str(error)
-            else:
-                if self.fault:
-                    log.info("the ledger is written again")
-                self.fault = ""
+            await self._write_all()
+
+    async def _write_all(self) -> None:
+        try:
+            if self.fault:
+                await self._database.check()  # before a spool is read that may be large
+            if self._spool.exists():
+                await self._write_spool()
+            while self._waiting:
+                batch = [self._waiting[i] for i in range(min(BATCH, len(self._waiting)))]
+                await self._write(batch)
+                for _ in batch:
+                    self._waiting.popleft()
+        except DatabaseError as error:
+            if not self.fault:
+                log.error("%s The ledger's rows wait for it.", error)
+            self.fault = str(error)
+        else:
+            if self.fault:
+                log.info("the ledger is written again")
+            self.fault = ""
 
     async def _write_on(self) -> None:
         while True:
@@ -129,8 +149,8 @@ class Ledger(Bookkeeper):
                 await self.flush()
             except Exception:  # a defect of ours: the rows wait
                 log.exception("the ledger could not be written; trying on")
-            if len(self._waiting) > HELD:
-                await self._put_aside(HELD)
+            if self.fault:
+                await self._put_aside()
 
     async def _write(self, entries: list[Entry]) -> None:
         """All of them, or all but those that no database takes: one row must not hold up the rest.
@@ -169,15 +189,15 @@ class Ledger(Bookkeeper):
 
     # The spool.
 
-    async def _put_aside(self, keep: int) -> None:
-        """Moves the oldest rows from memory into the spool, all but `keep`. Not while a batch is
-        written: it is of the oldest rows, and so is the spool."""
+    async def _put_aside(self) -> None:
+        """Moves the rows from memory into the spool. Not while a batch is written: it is of the
+        oldest rows, and so is the spool."""
         async with self._writing:
-            await asyncio.to_thread(self._spool_rows, keep)
+            await asyncio.to_thread(self._spool_rows)
 
-    def _spool_rows(self, keep: int) -> None:
+    def _spool_rows(self) -> None:
         lines = []
-        while len(self._waiting) > keep:
+        while self._waiting:
             lines.append(msgspec.json.encode(self._waiting.popleft()) + b"\n")
         if not lines:
             return

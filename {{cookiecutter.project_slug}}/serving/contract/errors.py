@@ -145,6 +145,21 @@ def timed_out(message: str) -> ApiError:
     return ApiError(504, "timeout", message)
 
 
+def request_timeout(part: str, seconds: float) -> ApiError:
+    return ApiError(
+        408, "request_timeout", f"The request's {part} took over {seconds:g} s to come."
+    )
+
+
+def head_too_large(limit: int) -> ApiError:
+    return ApiError(431, "head_too_large", f"The request's head may have {limit} bytes at most.")
+
+
+def bad_http(problem: str = "This is not valid HTTP/1.1.") -> ApiError:
+    """400; `problem` is a sentence."""
+    return ApiError(400, "invalid_http", problem)
+
+
 def context_length_exceeded(limit: int, prompt: int | None, param: str) -> ApiError:
     asked = f" and the prompt has {prompt}" if prompt is not None else ""
     return ApiError(

@@ -15,13 +15,21 @@ class CachedTokens(msgspec.Struct):
     cached_tokens: int = 0
 
 
+class ReasoningTokens(msgspec.Struct):
+    """Tokens of the answer that were thoughts."""
+
+    reasoning_tokens: int = 0
+
+
 class Usage(msgspec.Struct):
-    """Tokens of one request, as the engine's tokenizer counted them."""
+    """Tokens of one request, as the engine's tokenizer counted them. Thoughts that the engine does
+    not count apart are counted by the pieces they came in; mostly, each is a token."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens = msgspec.field(default_factory=CachedTokens)
+    completion_tokens_details: ReasoningTokens = msgspec.field(default_factory=ReasoningTokens)
 
 
 class TopLogprob(msgspec.Struct):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from serving.contract.events import CachedTokens, Delta, TokenLogprob
+from serving.contract.events import CachedTokens, Delta, ReasoningTokens, TokenLogprob
 from serving.contract.reply import Answer, Reply
 from serving.contract.responses import ResponsesRequest
 
@@ -55,17 +55,11 @@ class InputDetails(CachedTokens):
     cache_write_tokens: int = 0
 
 
-class OutputDetails(msgspec.Struct):
-    """Engines do not count reasoning apart from the rest of the output, so it is always 0."""
-
-    reasoning_tokens: int = 0
-
-
 class ResponseUsage(msgspec.Struct):
     input_tokens: int
     input_tokens_details: InputDetails
     output_tokens: int
-    output_tokens_details: OutputDetails
+    output_tokens_details: ReasoningTokens
     total_tokens: int
 
 
@@ -203,7 +197,7 @@ class ResponseReply(Reply):
             usage.prompt_tokens,
             InputDetails(usage.prompt_tokens_details.cached_tokens),
             usage.completion_tokens,
-            OutputDetails(),
+            usage.completion_tokens_details,
             usage.total_tokens,
         )
         return self._response(self._ending, spent)

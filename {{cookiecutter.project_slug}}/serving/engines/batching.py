@@ -6,8 +6,9 @@ from typing import Any
 
 from serving.contract.chat import ChatRequest
 from serving.contract.errors import ApiError, invalid
-from serving.contract.sampling import Request
+from serving.contract.sampling import Generation, Request
 from serving.engines.base import LocalEngine
+from serving.engines.dialect import Decoder, StreamDecoder
 from serving.settings import GpuEngine
 
 
@@ -23,6 +24,18 @@ class BatchingEngine(LocalEngine):
         if not self.settings.priority_scheduling:
             lacking.add("priority")
         return frozenset(lacking)
+
+    def decoder(self, request: Request) -> Decoder:
+        if isinstance(request, Generation):
+            return StreamDecoder(counts_on=True)
+        return super().decoder(request)
+
+    def _common(self, request: Generation) -> dict[str, Any]:
+        """Every event tells what was counted so far, so that an answer that is cut short is counted
+        as well as any other."""
+        body = super()._common(request)
+        body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+        return body
 
     def chat(self, request: ChatRequest) -> dict[str, Any]:
         body = super().chat(request)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy
@@ -13,6 +13,7 @@ from serving.contract.events import (
     Delta,
     EngineEvent,
     FinishReason,
+    ReasoningTokens,
     TokenLogprob,
     ToolDelta,
     TopLogprob,
@@ -38,6 +39,9 @@ class Decoder(Protocol):
         Raises `EngineRefused` when the engine reports an error there, `ApiError` for what cannot be
         read.
         """
+
+    def counted(self) -> Usage | None:
+        """What the engine has counted of an answer so far, if it tells before the end."""
 
 
 class _Function(msgspec.Struct):
@@ -75,21 +79,37 @@ class Choice(msgspec.Struct):
     logprobs: _Logprobs | None = None
 
 
+#: What fits into a column of the ledger.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+
+
 class _Cached(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: _Count | None = None
+
+
+class _Reasoned(msgspec.Struct):
+    reasoning_tokens: _Count | None = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Cached | None = None
+    """`reasoning_tokens` is where SGLang tells them, with 0 for not counted."""
 
-    def plain(self) -> Usage:
+    prompt_tokens: _Count
+    completion_tokens: _Count | None = None
+    prompt_tokens_details: _Cached | None = None
+    completion_tokens_details: _Reasoned | None = None
+    reasoning_tokens: _Count | None = None
+
+    def plain(self, thoughts: int = 0) -> Usage:
+        """`thoughts` are the pieces of reasoning that came, for an engine that does not count."""
         spent = self.completion_tokens or 0
         usage = Usage(self.prompt_tokens, spent, self.prompt_tokens + spent)
         if self.prompt_tokens_details is not None:
             cached = self.prompt_tokens_details.cached_tokens or 0
             usage.prompt_tokens_details = CachedTokens(cached)
+        details = self.completion_tokens_details or _Reasoned()
+        reasoned = details.reasoning_tokens or self.reasoning_tokens or thoughts
+        usage.completion_tokens_details = ReasoningTokens(min(reasoned, spent))
         return usage
 
 
@@ -135,10 +155,17 @@ class Thoughts:
 
 
 class StreamDecoder:
-    """Reads a generation's stream."""
+    """Reads a generation's stream.
 
-    def __init__(self) -> None:
+    With `counts_on`, every event of a choice tells what that choice has taken so far, and only one
+    without a choice tells what all have: vLLM and SGLang with `continuous_usage_stats`.
+    """
+
+    def __init__(self, *, counts_on: bool = False) -> None:
         self._thoughts: Thoughts | None = None
+        self._thought = 0  # pieces of thoughts, blank ones too: mostly, each is a token
+        self._counts_on = counts_on
+        self._so_far: dict[int, _Usage] = {}
 
     def decode(self, data: bytes) -> EngineEvent:
         if data == b"[DONE]":
@@ -149,7 +176,23 @@ class StreamDecoder:
             raise engine_error("The engine sent a garbled event; ask again.") from None
         if chunk.error is not None:
             raise EngineRefused(_status(chunk.error), data)
-        return EngineEvent(self.deltas(chunk), chunk.usage.plain() if chunk.usage else None)
+        deltas, usage = self.deltas(chunk), chunk.usage
+        if usage is None:
+            return EngineEvent(deltas)
+        if self._counts_on and chunk.choices:
+            self._so_far[chunk.choices[0].index] = usage  # kept as it is: it comes with every token
+            return EngineEvent(deltas)
+        return EngineEvent(deltas, usage.plain(self._thought))
+
+    def counted(self) -> Usage | None:
+        if not self._so_far:
+            return None
+        choices = self._so_far.values()
+        return _Usage(
+            max(choice.prompt_tokens for choice in choices),
+            sum(choice.completion_tokens or 0 for choice in choices),
+            reasoning_tokens=sum(choice.reasoning_tokens or 0 for choice in choices),
+        ).plain(self._thought)
 
     def deltas(self, chunk: Chunk) -> list[Delta]:
         """What each choice of the chunk says, if it says anything."""
@@ -158,6 +201,7 @@ class StreamDecoder:
             if not any(delta.reasoning for delta in deltas):
                 return deltas
             self._thoughts = Thoughts()
+        self._thought += sum(1 for delta in deltas if delta.reasoning)
         trimmed = (self._thoughts.trim(delta) for delta in deltas)
         return [delta for delta in trimmed if delta is not None]
 
@@ -228,6 +272,9 @@ class _VectorList(msgspec.Struct):
 
 class VectorDecoder:
     """Reads the body of an answer from `/v1/embeddings`."""
+
+    def counted(self) -> None:
+        """Nothing, before the one body has come."""
 
     def decode(self, data: bytes) -> EngineEvent:
         try:

@@ -48,7 +48,9 @@ class Sglang(BatchingEngine):
         return f"{MODEL}:{adapter}" if adapter else MODEL
 
     def decoder(self, request: Request) -> Decoder:
-        return _WholeCharacters() if isinstance(request, Generation) else super().decoder(request)
+        if isinstance(request, Generation):
+            return _WholeCharacters(counts_on=True)
+        return super().decoder(request)
 
     @property
     def lacks(self) -> frozenset[str]:
@@ -153,8 +155,8 @@ class _WholeCharacters(StreamDecoder):
     token: what has no text is held until more text shows that it belonged to it.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, counts_on: bool = False) -> None:
+        super().__init__(counts_on=counts_on)
         self._held: dict[int, Delta] = {}
 
     def deltas(self, chunk: Chunk) -> list[Delta]:

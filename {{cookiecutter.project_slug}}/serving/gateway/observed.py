@@ -23,7 +23,7 @@ Served = tuple[str, str, str]
 _LABELS = ("model", "version", "label")
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _PER_TOKEN = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
-_TOKENS = ("prompt", "completion", "cached")
+_TOKENS = ("prompt", "completion", "cached", "reasoning")
 
 
 @dataclass
@@ -58,6 +58,7 @@ class Histogram:
 
 
 _HISTOGRAMS = {
+    "queue": (_SECONDS, "What the request waited before it went to its engine"),
     "time_to_first_token": (_SECONDS, "From the request's way to its engine to the first token"),
     "inter_token_latency": (ITL_BUCKETS, "Between two events of a stream with text in them"),
     "time_per_output_token": (_PER_TOKEN, "The rest of an answer by its other tokens"),
@@ -81,6 +82,8 @@ class Observed(Collector):
         """One answer that reached a version, however it ended."""
         served = (outcome.model, str(outcome.number), outcome.label)
         self._requests[*served, str(status)] += 1
+        if outcome.queued is not None:
+            self._histograms["queue"][served].observe(outcome.queued)
         if outcome.ttft is not None:
             self._histograms["time_to_first_token"][served].observe(outcome.ttft)
             self._histograms["inter_token_latency"][served].add(outcome.gaps, outcome.gaps_sum)
@@ -91,6 +94,7 @@ class Observed(Collector):
                     outcome.usage.prompt_tokens,
                     outcome.usage.completion_tokens,
                     outcome.usage.prompt_tokens_details.cached_tokens,
+                    outcome.usage.completion_tokens_details.reasoning_tokens,
                 ),
                 strict=True,
             ):

@@ -19,6 +19,7 @@ from prometheus_client import Histogram
 from serving.accounts.ledger import Bookkeeper, Entry
 from serving.contract.errors import ApiError
 from serving.gateway.encoding import AnyRequest, encode
+from serving.gateway.limits import prompt_estimate
 from serving.runtime.outcome import Outcome
 from serving.runtime.routing import Route, Router
 from serving.runtime.stream import EngineStream
@@ -34,25 +35,31 @@ COPIES = CounterMetric(
     "serving_shadow_requests",
     "Requests that the shadow version was to get a copy of, by what became of it",
     ("model", "version", "outcome"),
+    registry=None,
 )
 TTFT = Histogram(
     "serving_shadow_ttft_seconds",
     "Time to first token of shadowed requests, of the shadow and of the version that answered",
     _SIDES,
     buckets=_SECONDS,
+    registry=None,
 )
 DURATION = Histogram(
     "serving_shadow_duration_seconds",
     "Time to the end of shadowed requests, of the shadow and of the version that answered",
     _SIDES,
     buckets=_SECONDS,
+    registry=None,
 )
 TOKENS = Histogram(
     "serving_shadow_completion_tokens",
     "Tokens generated for shadowed requests, by the shadow and by the version that answered",
     _SIDES,
     buckets=(1, 10, 30, 100, 300, 1000, 3000, 10000),
+    registry=None,
 )
+#: For `/metrics`.
+METRICS = (COPIES, TTFT, DURATION, TOKENS)
 
 
 class Shadows:
@@ -103,7 +110,7 @@ class Shadows:
             log.exception("%s: the shadow's copy failed", target.tag)
         finally:
             self._running[target.name] -= 1
-        outcome.end(failed=became == "failed")
+        outcome.end(failed=became == "failed").cut_short(prompt_estimate(request))
         self._count(target.name, target.number, became)
         status = 502 if outcome.failed else 200
         entry = Entry("", None, request.model, status, duration=outcome.duration, shadow=True)
@@ -119,11 +126,10 @@ class Shadows:
         patience = self._settings.timeouts.first_token
         try:
             while not stream.complete:
-                events = await stream.next(patience)
-                if events is None:
+                if not await stream.more(outcome.note, patience):
                     raise TimeoutError
-                outcome.note(events)
         finally:
+            outcome.counted = stream.counted
             await stream.close()
 
     @staticmethod

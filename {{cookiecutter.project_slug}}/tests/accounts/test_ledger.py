@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
 from serving.accounts.database import Database, DatabaseError
-from serving.accounts.ledger import BATCH, HELD, Entry, Ledger
+from serving.accounts.ledger import BATCH, Entry, Ledger
 from serving.accounts.tables import UsageRow
 from serving.accounts.usage import Used, used
 from serving.settings import Settings
@@ -154,7 +154,7 @@ async def test_rows_that_are_written_already_are_not_written_twice(
     assert await count(database) == 1
 
 
-async def test_only_so_many_rows_wait_in_memory_and_on_the_disk(
+async def test_rows_wait_on_the_disk_as_far_as_there_is_room(
     ledger: Ledger, away: Away, configure: Configure, state: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     size = len(msgspec.json.encode(entry())) + 1
@@ -163,7 +163,7 @@ async def test_only_so_many_rows_wait_in_memory_and_on_the_disk(
     ledger._settings.ledger = settings.ledger
     await away.go()
     ledger.start()
-    for _ in range(HELD + 25):
+    for _ in range(25):
         ledger.note(entry())
     async with asyncio.timeout(20):
         while ledger.lost == 0:
@@ -186,7 +186,26 @@ async def test_a_strict_row_is_on_a_disk_when_it_is_said_to_be(
     assert len((state / "ledger.spool").read_bytes().splitlines()) == 1
     await away.come_back()
     await ledger.commit(entry())
+    await ledger.flush()
     assert await count(database) == 3
+
+
+async def test_strict_rows_do_not_each_wait_for_a_database_that_is_away(
+    ledger: Ledger, database: Database, monkeypatch: pytest.MonkeyPatch, state: Path
+) -> None:
+    tries = 0
+
+    async def fail_slowly(entries: list[Entry]) -> None:
+        nonlocal tries
+        tries += 1
+        await asyncio.sleep(0.05)
+        raise DatabaseError("away")
+
+    monkeypatch.setattr(ledger, "_insert", fail_slowly)
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(ledger.commit(entry()) for _ in range(1000)))
+    assert tries < 20
+    assert len((state / "ledger.spool").read_bytes().splitlines()) == 1000
 
 
 async def test_a_row_that_the_database_does_not_take_holds_up_no_other(

@@ -19,6 +19,7 @@ from serving.contract.events import (
     Delta,
     EngineEvent,
     FinishReason,
+    ReasoningTokens,
     TokenLogprob,
     ToolDelta,
     TopLogprob,
@@ -611,13 +612,14 @@ def test_the_first_events_show_a_response_without_output_and_usage() -> None:
 
 def test_usage_has_the_names_of_this_endpoint() -> None:
     r = reply(stream=False)
-    r.feed([says("a", "stop"), EngineEvent(usage=Usage(3, 2, 5, CachedTokens(1)))])
+    spent = Usage(3, 2, 5, CachedTokens(1), ReasoningTokens(1))
+    r.feed([says("a", "stop"), EngineEvent(usage=spent)])
     usage = json.loads(r.whole())["usage"]
     assert usage == {
         "input_tokens": 3,
         "input_tokens_details": {"cached_tokens": 1, "cache_write_tokens": 0},
         "output_tokens": 2,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": 1},
         "total_tokens": 5,
     }
 

@@ -16,6 +16,7 @@ from serving.contract.events import (
     CachedTokens,
     Delta,
     EngineEvent,
+    ReasoningTokens,
     TokenLogprob,
     ToolDelta,
     TopLogprob,
@@ -301,6 +302,74 @@ def test_usage_may_come_with_the_last_words() -> None:
         usage={"prompt_tokens": 1, "completion_tokens": None},
     )
     assert got == EngineEvent([Delta(0, "a", "stop")], Usage(1, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("told", "reasoned"),
+    [
+        ({}, 2),
+        ({"reasoning_tokens": 0}, 2),  # SGLang's, not counted
+        ({"reasoning_tokens": 3}, 3),
+        ({"completion_tokens_details": {"reasoning_tokens": 4}}, 4),
+        ({"completion_tokens_details": {"reasoning_tokens": None}}, 2),
+        ({"completion_tokens_details": None, "reasoning_tokens": None}, 2),
+        ({"completion_tokens_details": {"reasoning_tokens": 99}}, 5),
+    ],
+    ids=str,
+)
+def test_thoughts_are_counted_by_the_engine_or_else_by_their_pieces(
+    told: dict[str, Any], reasoned: int
+) -> None:
+    decoder = StreamDecoder()
+    for delta in ({"reasoning": "Hm"}, {"reasoning_content": "\n"}, {"content": "Yes"}):
+        decoder.decode(json.dumps({"choices": [{"delta": delta}]}).encode())
+    usage = {"prompt_tokens": 1, "completion_tokens": 5, **told}
+    got = decoder.decode(json.dumps({"choices": [], "usage": usage}).encode()).usage
+    assert got == Usage(1, 5, 6, completion_tokens_details=ReasoningTokens(reasoned))
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": -1},
+        {"prompt_tokens": 1, "completion_tokens": 2**31},
+        {"prompt_tokens": 1, "reasoning_tokens": -1},
+        {"prompt_tokens": 1, "prompt_tokens_details": {"cached_tokens": 10**30}},
+        {"completion_tokens": 1},
+    ],
+    ids=str,
+)
+def test_a_count_that_no_ledger_holds_is_garbled(usage: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as failure:
+        event(choices=[], usage=usage)
+    assert failure.value.code == "engine_error"
+
+
+def counting(*events: tuple[int, int]) -> StreamDecoder:
+    """What has read one event for each choice and what that one has taken."""
+    decoder = StreamDecoder(counts_on=True)
+    for index, taken in events:
+        usage = {"prompt_tokens": 7, "completion_tokens": taken, "total_tokens": 7 + taken}
+        said = {"choices": [{"index": index, "delta": {"content": "a"}}], "usage": usage}
+        assert decoder.decode(json.dumps(said).encode()) == EngineEvent([Delta(index, "a")])
+    return decoder
+
+
+def test_what_was_counted_so_far_is_known_while_an_answer_comes() -> None:
+    assert counting().counted() is None
+    assert counting((0, 0)).counted() == Usage(7, 0, 7)
+    assert counting((0, 1), (0, 4)).counted() == Usage(7, 4, 11)
+
+
+def test_choices_count_their_own_tokens_after_one_prompt() -> None:
+    assert counting((0, 1), (1, 2), (0, 3), (1, 3)).counted() == Usage(7, 6, 13)
+
+
+def test_the_count_of_the_whole_answer_comes_alone() -> None:
+    decoder = counting((0, 1), (1, 1))
+    usage = {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}
+    got = decoder.decode(json.dumps({"choices": [], "usage": usage}).encode())
+    assert got == EngineEvent(usage=Usage(7, 9, 16))
 
 
 VLLM_REFUSES = (

@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import CollectorRegistry
 
-from serving.contract.events import CachedTokens, Delta, EngineEvent, Usage
+from serving.contract.events import CachedTokens, Delta, EngineEvent, ReasoningTokens, Usage
 from serving.gateway.observed import Histogram, Observed
 from serving.runtime.outcome import Outcome
 
@@ -34,7 +34,7 @@ def answer(pieces: int = 4, **usage: Any) -> Outcome:
     outcome = Outcome("chat", 3, "canary", "vllm")
     for _ in range(pieces):
         outcome.note([EngineEvent([Delta(0, "x")])])
-    counted = Usage(10, pieces, 10 + pieces, CachedTokens(8))
+    counted = Usage(10, pieces, 10 + pieces, CachedTokens(8), ReasoningTokens(pieces // 2))
     outcome.note([EngineEvent(usage=counted)])
     return outcome.end(failed=False)
 
@@ -60,8 +60,19 @@ def test_an_answer_shows_in_every_figure() -> None:
         assert value(observed, f"serving_{name}_seconds_count", **SERVED) == count
         assert value(observed, f"serving_{name}_seconds_sum", **SERVED) > 0
     assert value(observed, "serving_requests_total", **SERVED, status="200") == 1
-    for kind, tokens in (("prompt", 10), ("completion", 4), ("cached", 8)):
+    for kind, tokens in (("prompt", 10), ("completion", 4), ("cached", 8), ("reasoning", 2)):
         assert value(observed, "serving_tokens_total", **SERVED, kind=kind) == tokens
+
+
+def test_the_wait_for_its_turn_counts_where_there_was_a_queue() -> None:
+    observed = Observed()
+    observed.answered(answer(), 200)
+    assert ("serving_queue_seconds_count", tuple(SERVED.items())) not in samples(observed)
+    waited = answer()
+    waited.queued = 0.25
+    observed.answered(waited, 200)
+    assert value(observed, "serving_queue_seconds_count", **SERVED) == 1
+    assert value(observed, "serving_queue_seconds_sum", **SERVED) == 0.25
 
 
 def test_one_that_was_cut_short_counts_as_far_as_it_came() -> None:

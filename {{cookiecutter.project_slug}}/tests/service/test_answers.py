@@ -70,6 +70,7 @@ def test_a_chat_reply_has_exactly_the_keys_of_the_contract(service: Service) -> 
     assert isinstance(reply.pop("created"), int)
     usage = reply.pop("usage")
     assert usage.pop("prompt_tokens_details") == {"cached_tokens": 0}
+    assert usage.pop("completion_tokens_details") == {"reasoning_tokens": 0}
     assert sorted(usage) == ["completion_tokens", "prompt_tokens", "total_tokens"]
     assert reply == {
         "object": "chat.completion",
