@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Literal, cast
 
 import httptools
+from starlette.types import Scope
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -65,9 +66,12 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._unread = Unread(transport, self.flow, self._settings)
+        self._client = ClientConnection(transport, self.flow)
+        self._extensions: Any = {EXTENSION: self._client}
         self._within(self._settings.timeouts.head)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._client.gone = True
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self._unread.close()
@@ -114,10 +118,6 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._awaits = "head"
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._awaits == "head":  # else it is a trailer, which must not pass for a header
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         if self._spent + self._piece > HEAD_LIMIT:
             check_size(self.url, self.headers)
@@ -126,7 +126,8 @@ class PatientProtocol(HttpToolsProtocol):
             raise bad_http("The request is too far ahead of its connection's answers.")
         self._before = self.cycle
         super().on_headers_complete()
-        self.scope["extensions"] = cast(Any, {EXTENSION: ClientConnection(self.cycle)})
+        self.headers = []  # of trailers, which must not pass for headers
+        self.scope["extensions"] = self._extensions
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
             self._body_to_come = self._framing is not None
@@ -136,8 +137,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._unread.quiet = False
 
     def on_body(self, body: bytes) -> None:
-        # A chunk may have some framing of its own, but not much more than it has data.
-        self._spent = max(0, self._spent - 2 * len(body) - 16)
+        if self._spent:  # a chunk has some framing of its own, but not much more than data
+            self._spent = max(0, self._spent - 2 * len(body) - 16)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -163,7 +164,7 @@ class PatientProtocol(HttpToolsProtocol):
     def _framing(self) -> tuple[bytes, bytes] | None:
         """The header that says where the body ends; without one there is no body."""
         names = (b"content-length", b"transfer-encoding")
-        return next((header for header in self.headers if header[0] in names), None)
+        return next((header for header in self.scope["headers"] if header[0] in names), None)
 
     # What the application answers.
 
@@ -195,7 +196,7 @@ class PatientProtocol(HttpToolsProtocol):
             before.keep_alive = False  # its answer is the last one
             return
         if self._awaits == "body":
-            self.cycle.disconnected = True
+            self._client.gone = self.cycle.disconnected = True
             self.cycle.message_event.set()
             if self.cycle.response_started:
                 self.transport.close()
@@ -212,7 +213,7 @@ class PatientProtocol(HttpToolsProtocol):
         headers = {
             "content-type": "application/json",
             "content-length": str(len(body)),
-            "x-request-id": request_id({"headers": self.headers or []}),
+            "x-request-id": request_id(cast(Scope, self.scope) or {"headers": []}),
             "connection": "close",
         }
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
