@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from serving.contract.embeddings import EmbeddingRequest
 from serving.contract.errors import ApiError
 from serving.gateway.auth import Caller
 from serving.gateway.counters import Claim, Counters, Kind, LocalCounters, Slot, Window
@@ -140,7 +141,7 @@ class Limiter:
         """The most tokens it should take: its prompt's, and those it asks for."""
         inner, prompt = request.inner, prompt_estimate(request)
         limit = getattr(inner, "token_limit", None)
-        if request.TASK == "embed":
+        if isinstance(request, EmbeddingRequest):
             return prompt
         choices = getattr(inner, "n", None) or 1
         return prompt + (limit or self._settings.limits.assumed_answer) * choices

@@ -45,6 +45,7 @@ class Line(msgspec.Struct, omit_defaults=True):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
     queued: float | None = None
     ttft: float | None = None
     duration: float | None = None

@@ -81,4 +81,5 @@ class Trails:
                 line.prompt_tokens = usage.prompt_tokens
                 line.completion_tokens = usage.completion_tokens
                 line.cached_tokens = usage.prompt_tokens_details.cached_tokens
+                line.reasoning_tokens = usage.completion_tokens_details.reasoning_tokens
         return line

@@ -10,6 +10,7 @@ from gateway_client import settings
 
 from serving.accounts.keys import ApiKey
 from serving.contract.chat import ChatRequest
+from serving.contract.embeddings import EmbeddingRequest
 from serving.contract.errors import ApiError
 from serving.gateway.auth import Caller
 from serving.gateway.limits import Limiter
@@ -154,3 +155,9 @@ async def test_a_models_limit_is_for_all_its_callers_and_all_its_addresses() -> 
     await counters.reserve(Caller("10.0.0.8"), request(model="chat@canary"))
     await refused(counters, Caller("10.0.0.9"), model="chat/law")
     await counters.reserve(Caller("10.0.0.9"), request(model="code"))
+
+
+async def test_an_embedding_reserves_its_input_and_no_answer() -> None:
+    asked = EmbeddingRequest.model_validate({"model": "chat", "input": "x" * 36})
+    reservation = await limiter(model={"tokens_per_minute": 10}).reserve(caller(), asked)
+    assert reservation.tokens == 10

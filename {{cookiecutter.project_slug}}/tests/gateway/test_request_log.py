@@ -82,6 +82,7 @@ async def test_an_answer_is_one_line_with_all_but_what_was_said(lines: Lines) ->
         "prompt_tokens": 1,
         "completion_tokens": 2,
         "cached_tokens": 0,
+        "reasoning_tokens": 0,
     }
     assert SECRET not in lines.texts[0]
     assert "\n" not in lines.texts[0]
