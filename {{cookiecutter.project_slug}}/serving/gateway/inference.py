@@ -31,7 +31,7 @@ from serving.contract.responses import ResponsesRequest
 from serving.gateway.auth import Caller, Gate
 from serving.gateway.encoding import AnyRequest, encode
 from serving.gateway.http import Responder, read_body
-from serving.gateway.limits import Limiter, prompt_estimate
+from serving.gateway.limits import Limiter, Reservation, prompt_estimate
 from serving.gateway.relay import Relay
 from serving.gateway.shadow import Shadows
 from serving.gateway.trail import Trail, Trails
@@ -72,6 +72,7 @@ class Exchange:
     request: AnyRequest
     responder: Responder
     trail: Trail
+    reservation: Reservation = field(default_factory=Reservation)
     outcome: Outcome | None = None
     accounted: bool = False
     began: float = field(default_factory=time.perf_counter)
@@ -185,12 +186,12 @@ class Inference:
 
     async def _within_limits(self, exchange: Exchange) -> None:
         exchange.caller.check(exchange.request.model)
-        reservation = await self._limiter.reserve(exchange.caller, exchange.request)
-        exchange.responder.tell(reservation.headers)
+        exchange.reservation = await self._limiter.reserve(exchange.caller, exchange.request)
+        exchange.responder.tell(exchange.reservation.headers)
         try:
             await self._answer(exchange)
         finally:
-            await self._limiter.settle(reservation, exchange.used)
+            await self._limiter.settle(exchange.reservation, exchange.used)
 
     async def _answer(self, exchange: Exchange) -> None:
         """Relays one replica's answer, or another's when the first died before a byte was sent."""
@@ -258,6 +259,9 @@ class Inference:
                 await self._ledger.commit(self._closed(exchange, 200))
             else:
                 self._account(exchange, 200)
+            await responder.flush()
+            # Before the last bytes: who asks again as soon as they came must find a place.
+            await self._limiter.settle(exchange.reservation, exchange.used)
             if request.stream:
                 await responder.stream(end, last=True)
             else:

@@ -74,6 +74,17 @@ def test_200_streams_of_a_key_limited_to_10_never_are_more_in_the_engine(
     assert met["done"] >= 10
 
 
+def test_who_asks_again_at_once_finds_the_place_free(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = make(service, "--concurrent", "1", monkeypatch=monkeypatch)
+    headers = {"authorization": f"Bearer {key}"}
+    for number in range(100):
+        body = chat_body(script(tokens=2), stream=number % 2 == 0)
+        reply = service.http.post("/v1/chat/completions", headers=headers, json=body)
+        assert (reply.status_code, number) == (200, number)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
