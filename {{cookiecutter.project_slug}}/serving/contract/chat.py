@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from serving.contract.events import Delta, FinishReason, TokenLogprob, Usage
 from serving.contract.messages import Message, images, plain
 from serving.contract.reply import Answer, Call, ChunkReply
-from serving.contract.sampling import HEAVY, Generation, Tokens, wrong
+from serving.contract.sampling import HEAVY, NO_OTHER_KEYS, Generation, Tokens, wrong
 from serving.contract.tools import ChosenTool, ResponseFormat, Tool, ToolChoice, Tools, as_sent
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -65,7 +65,11 @@ class ChatRequest(Generation):
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
     chat_template_kwargs: (
-        Annotated[dict[TemplateVariable, str | int | float | bool], Field(max_length=32)] | None
+        Annotated[
+            dict[TemplateVariable, str | int | float | bool],
+            Field(max_length=32, json_schema_extra=NO_OTHER_KEYS),
+        ]
+        | None
     ) = None
 
     @model_validator(mode="after")

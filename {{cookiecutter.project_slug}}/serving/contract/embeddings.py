@@ -8,11 +8,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy
-from pydantic import Discriminator, Field, Tag
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from serving.contract.errors import engine_error
 from serving.contract.events import EngineEvent
-from serving.contract.sampling import Request
+from serving.contract.sampling import Request, whole
 
 #: OpenAI's own bound.
 MAX_INPUTS = 2048
@@ -50,6 +57,17 @@ class EmbeddingRequest(Request):
     ]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, strict=True)] | None = None
+
+    @field_validator("input", mode="wrap")
+    @classmethod
+    def _whole_tokens(cls, given: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(given)
+        except ValidationError:
+            if not isinstance(given, list):
+                raise
+            read = [list(map(whole, row)) if isinstance(row, list) else whole(row) for row in given]
+            return handler(read)
 
     @property
     def stream(self) -> bool:

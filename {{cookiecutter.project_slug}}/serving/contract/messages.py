@@ -26,7 +26,11 @@ def _a_json_object(arguments: str) -> str:
     return arguments or "{}"
 
 
-ImageData = Annotated[str, AfterValidator(_inside_the_request)]
+ImageData = Annotated[
+    str,
+    AfterValidator(_inside_the_request),
+    Field(json_schema_extra={"pattern": "^data:image/"}),
+]
 Arguments = Annotated[str, AfterValidator(_a_json_object)]
 
 

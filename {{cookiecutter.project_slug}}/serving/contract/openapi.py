@@ -21,6 +21,7 @@ from serving.contract.response_reply import Response, ResponseEvent
 from serving.contract.responses import ResponsesRequest
 
 REF = "#/components/schemas/{}"
+NO_KEY = "No key, or none that is known, or no longer."
 
 
 def document() -> dict[str, Any]:
@@ -51,6 +52,7 @@ def document() -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "LLM service", "version": "1"},
+        "security": [{"key": []}],
         "paths": {
             "/v1/chat/completions": {
                 "post": _generation("createChatCompletion", ChatRequest, ChatCompletion, ChatChunk)
@@ -79,7 +81,16 @@ def document() -> dict[str, Any]:
                 }
             },
         },
-        "components": {"schemas": {**requests["$defs"], **replies}},
+        "components": {
+            "schemas": {**requests["$defs"], **replies},
+            "securitySchemes": {
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key; not wanted where the service is open to everybody.",
+                }
+            },
+        },
     }
 
 
@@ -101,9 +112,12 @@ def _generation(name: str, request: type, reply: type, event: type | None = None
                 str(status): _error(description)
                 for status, description in {
                     400: "A field is wrong, unknown, or beyond what the engine can do.",
+                    401: NO_KEY,
+                    403: "The key is not for this model, or not for this at all.",
                     404: "No such model.",
                     413: "The body is too large.",
                     415: "The body is not JSON.",
+                    429: "A limit of the key or the model is reached; see Retry-After.",
                     500: "A defect of the service.",
                     502: "The engine failed.",
                     503: "Loading, overloaded or stopping; see Retry-After.",
@@ -119,6 +133,9 @@ def _reading(name: str, reply: type) -> dict[str, Any]:
         "operationId": name,
         "responses": {
             "200": {"description": "The reply.", "content": _json(reply)},
+            "400": _error("The request's path is malformed."),
+            "401": _error(NO_KEY),
+            "403": _error("The key is not for this."),
             "404": _error("No such model."),
         },
     }
@@ -129,7 +146,26 @@ def _json(schema: type) -> dict[str, Any]:
 
 
 def _events(schema: type) -> dict[str, Any]:
-    return {"text/event-stream": {"schema": {"$ref": REF.format(schema.__name__)}}}
+    """Of a stream the schema is that of one server-sent event: a part of the answer, its end, or
+    the error that it ended with."""
+
+    def data(inner: type) -> dict[str, Any]:
+        reference = {"$ref": REF.format(inner.__name__)}
+        return {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": reference,
+        }
+
+    part = {"type": "object", "required": ["data"], "properties": {"data": data(schema)}}
+    end = {"type": "object", "required": ["data"], "properties": {"data": {"const": "[DONE]"}}}
+    error = {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {"event": {"const": "error"}, "data": data(ErrorReply)},
+    }
+    ends = [] if schema is ResponseEvent else [end]
+    return {"text/event-stream": {"schema": {"anyOf": [part, *ends, error]}}}
 
 
 def _error(description: str) -> dict[str, Any]:

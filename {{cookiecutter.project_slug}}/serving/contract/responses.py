@@ -21,7 +21,7 @@ from pydantic import (
 
 from serving.contract.chat import ChatRequest, ReasoningEffort
 from serving.contract.messages import Arguments, ImageData, ImageUrl
-from serving.contract.sampling import Request, StreamOptions, Tokens, wrong
+from serving.contract.sampling import Flag, Request, StreamOptions, Tokens, wrong
 from serving.contract.schema import JsonSchema
 from serving.contract.tools import FunctionName, JsonObjectFormat, TextFormat, Tools
 
@@ -71,7 +71,7 @@ class _Item(BaseModel):
 
 
 class MessageItem(_Item):
-    type: Literal["message"] = "message"
+    type: Literal["message"] | None = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: str | Annotated[list[Part], Field(max_length=4096, fail_fast=True)]
     phase: str | None = None
@@ -217,7 +217,7 @@ class ResponsesRequest(Request):
     tools: Tools[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenFunction | None = None
     parallel_tool_calls: bool | None = None
-    stream: bool = False
+    stream: Flag = False
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="before")

@@ -5,7 +5,15 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from serving.contract.errors import UNSUPPORTED, WRONG_FIELD
@@ -17,11 +25,25 @@ HEAVY = 32 * 1024
 Tokens = Annotated[int, Field(ge=1, strict=True)]
 TokenId = Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,8})$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+#: Of an object whose keys have a pattern.
+NO_OTHER_KEYS: dict[str, JsonValue] = {"additionalProperties": False}
+# Null is their default, too: it is taken away before anything is checked.
+Choices = Annotated[
+    int,
+    Field(ge=1, le=16, strict=True),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 16}, {"type": "null"}]}),
+]
+Flag = Annotated[bool, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "null"}]})]
 
 
 def wrong(field: str, reason: str) -> PydanticCustomError:
     """For a validator that looks at several fields, the error that names the one at fault."""
     return PydanticCustomError(WRONG_FIELD, "{reason}", {"field": field, "reason": reason})
+
+
+def whole(value: Any) -> Any:
+    """The integer that a number without a fraction is in JSON Schema: 1.0 is 1."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class StreamOptions(BaseModel):
@@ -66,7 +88,8 @@ class Request(BaseModel):
         if not isinstance(fields, dict):
             return fields
         kept = {}
-        for name, value in fields.items():
+        for name, given in fields.items():
+            value = whole(given)
             if name in cls.NOT_OFFERED:
                 if value is not None and value not in cls.NOT_OFFERED[name]:
                     raise PydanticCustomError(UNSUPPORTED, "not offered", {"field": name})
@@ -126,7 +149,7 @@ class Generation(Request):
         "priority": 0,
     }
 
-    n: Annotated[int, Field(ge=1, le=16, strict=True)] = 1
+    n: Choices = 1
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, strict=True)] | None = None  # 0 or -1: no limit
@@ -137,10 +160,13 @@ class Generation(Request):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     #: token id -> what is added to its logit
-    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=300)] | None = None
+    logit_bias: (
+        Annotated[dict[TokenId, Bias], Field(max_length=300, json_schema_extra=NO_OTHER_KEYS)]
+        | None
+    ) = None
     #: lower goes first among the requests that wait
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31, strict=True)] | None = None
-    stream: bool = False
+    stream: Flag = False
     stream_options: StreamOptions | None = None
 
     @field_validator("top_k")

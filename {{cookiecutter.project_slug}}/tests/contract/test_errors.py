@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from serving.contract.chat import ChatRequest
 from serving.contract.completions import CompletionRequest
+from serving.contract.embeddings import EmbeddingRequest
 from serving.contract.errors import (
     ApiError,
     context_length_exceeded,
@@ -101,7 +102,7 @@ def test_a_wrong_field_is_named_by_the_path_the_client_wrote(
         {"stream": "yes"},
         {"stream": 1},
         {"n": True},
-        {"n": 1.0},
+        {"n": 1.5},
         {"max_tokens": "16"},
         {"seed": 1.5},
         {"user": 5},
@@ -110,6 +111,15 @@ def test_a_wrong_field_is_named_by_the_path_the_client_wrote(
 )
 def test_a_value_of_the_wrong_type_is_refused_and_not_converted(fields: dict[str, Any]) -> None:
     assert refusal_of(chat(**fields)).param == next(iter(fields))
+
+
+def test_a_number_without_a_fraction_is_an_integer_however_it_is_written() -> None:
+    read = ChatRequest.model_validate_json(json.dumps(chat(n=2.0, seed=6e2)))
+    assert (read.n, read.seed) == (2, 600)
+    tokens = b'{"model": "m", "input": [[1, 2.0], [3.0]]}'
+    assert EmbeddingRequest.model_validate_json(tokens).inputs == [[1, 2], [3]]
+    with pytest.raises(ValidationError, match="integer"):
+        EmbeddingRequest.model_validate_json(b'{"model": "m", "input": [1, 2.5]}')
 
 
 def test_a_misspelt_field_is_answered_with_the_nearest_one() -> None:
