@@ -106,6 +106,7 @@ def exported() -> dict[str, set[str]]:
         replicas=[replica],
         states={("chat", 3): State.READY},
         transitions={("chat", 3, State.READY): 1},
+        queues={("chat", 3): 0},
         swaps={("chat", "done"): 1},
     )
     limiter, ledger = Limiter(settings()), Ledger(settings(), cast(Any, None))

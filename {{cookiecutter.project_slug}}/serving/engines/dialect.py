@@ -72,7 +72,7 @@ class _Logprobs(msgspec.Struct):
 
 
 class Choice(msgspec.Struct):
-    index: int = 0
+    index: Annotated[int, msgspec.Meta(ge=0)] = 0
     delta: _Text | None = None
     text: str | None = None
     finish_reason: str | None = None

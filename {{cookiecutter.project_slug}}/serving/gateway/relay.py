@@ -40,11 +40,11 @@ class Relay:
         silent.
         """
         stream, silence = self._stream, Silence(timeouts)
-        patience = silence.left(stream.heard)
         while not stream.complete:
             try:
-                spoke = await stream.more(self._take, patience)
-                patience = silence.left(stream.heard)
+                spoke = await stream.more(self._take, silence.patience(stream.heard))
+                if not spoke:
+                    silence.check(stream.heard)
             except (ApiError, EngineGone):
                 await self._responder.flush()  # what came before the end of it
                 raise
@@ -63,18 +63,27 @@ class Relay:
 
 
 class Silence:
-    """How long the engine has said nothing, against what it may."""
+    """How long the engine has said nothing, against what it may. When it was heard last is told by
+    the loop's clock; 0 is never."""
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
         self._time = asyncio.get_running_loop().time
         self._began = self._time()
 
-    def left(self, heard: float) -> float:
-        """Seconds until somebody should look at it again; it was heard then by the loop's clock, or
-        never: 0. Raises `ApiError` (504) when it has been too long."""
-        limit = self._timeouts.stall if heard else self._timeouts.first_token
-        left = (heard or self._began) + limit - self._time()
-        if left < 0.001:  # uvloop's clock ticks in milliseconds
+    def patience(self, heard: float) -> float:
+        """Seconds until somebody should look at it. Some, however late this one is: what the engine
+        said meanwhile may only not have been read yet."""
+        return max(0.01, min(self._timeouts.keepalive, self._left(heard)))
+
+    def check(self, heard: float) -> None:
+        """Raises `ApiError` (504) when it has been too long."""
+        if self._left(heard) < 0.001:  # uvloop's clock ticks in milliseconds
+            limit = self._limit(heard)
             raise timed_out(f"The engine said nothing for {limit:g} s; ask again.")
-        return min(self._timeouts.keepalive, left)
+
+    def _left(self, heard: float) -> float:
+        return (heard or self._began) + self._limit(heard) - self._time()
+
+    def _limit(self, heard: float) -> float:
+        return self._timeouts.stall if heard else self._timeouts.first_token

@@ -125,12 +125,16 @@ class EngineStream:
             payloads = self._reader.feed(data)
         except ValueError as error:
             raise engine_error() from error
+        events: list[EngineEvent] = []
         try:
-            events = [self._decoder.decode(payload) for payload in payloads]
+            for payload in payloads:
+                event = self._decoder.decode(payload)
+                events.append(event)
+                if event.done:  # whatever follows is no part of the answer
+                    self._done = self.complete = True
+                    break
         except EngineRefused as refused:
             raise self._refused(refused.status, refused.body) from None
-        if events and events[-1].done:
-            self._done = self.complete = True
         return events
 
     def _end(self) -> None:

@@ -115,15 +115,15 @@ def test_ten_thousand_paths_and_models_make_no_new_series(
     before = series()
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
         for make in (unknown_path, unknown_model):
-            for first in range(0, 5000, 100):
-                requests = "".join(make(number) for number in range(first, first + 100))
+            for first in range(0, 5000, 10):  # a connection may be so far ahead of its answers
+                requests = "".join(make(number) for number in range(first, first + 10))
                 connection.sendall(requests.encode())
                 met = b""
-                while met.count(b"HTTP/1.1 404 ") < 100:
+                while met.count(b"HTTP/1.1 404 ") < 10:
                     data = connection.recv(65536)
                     assert data
                     met += data
-                assert met.count(b"HTTP/1.1 ") == 100
+                assert met.count(b"HTTP/1.1 ") == 10
     assert series() == before
 
 
