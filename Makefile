@@ -4,6 +4,8 @@ PYTHON ?= python3
 PORT ?= 3000
 # any value: stop after the first answer
 ONCE ?=
+# of make bench-peers
+ROUNDS ?= 5
 
 DEMO := build/demo/llm-service
 # the demo's own model store, so that yours stays as it is
@@ -55,3 +57,8 @@ bench: bake ## what the gateway costs beside the bare engine, measured in one ru
 	$(VENV)/bin/python loadtests/relay.py --project $(DEMO)
 	$(VENV)/bin/python loadtests/swap.py --project $(DEMO)
 	$(DEMO)/.venv/bin/python loadtests/routing.py
+
+# Apart from bench: the peers take a gigabyte, and five rounds half an hour.
+.PHONY: bench-peers
+bench-peers: bake ## the gateway with everything on beside LiteLLM, vllm-router and sglang-router
+	$(VENV)/bin/python loadtests/peers.py --project $(DEMO) --rounds $(ROUNDS)

@@ -83,12 +83,16 @@ def free_port() -> int:
         return port
 
 
+class NotServing(SystemExit):
+    """A server did not start; it ends the benchmark that cannot do without."""
+
+
 def wait_for(port: int, path: str, process: subprocess.Popen[bytes], limit: float = 120) -> float:
-    """Seconds until `path` answers 200."""
+    """Seconds until `path` answers 200. Raises `NotServing`."""
     began = time.perf_counter()
     while time.perf_counter() - began < limit:
         if process.poll() is not None:
-            sys.exit(f"{process.args!r} ended with status {process.returncode}.")
+            raise NotServing(f"{process.args!r} ended with status {process.returncode}.")
         try:
             with socket.create_connection((HOST, port), 1) as connection:
                 connection.settimeout(2)
@@ -98,7 +102,7 @@ def wait_for(port: int, path: str, process: subprocess.Popen[bytes], limit: floa
         except OSError:
             pass
         time.sleep(0.02)
-    sys.exit(f"{path} on port {port} did not answer within {limit:g} s.")
+    raise NotServing(f"{path} on port {port} did not answer within {limit:g} s.")
 
 
 @contextmanager

@@ -61,7 +61,8 @@ DEMO = {
     "demo_model/tokenizer_config.json",
     "demo_model/train.py",
 }
-PLAIN_PYTHON = ("serving", "tests")
+COPIED = ("serving", "tests", "observability")
+COPIED_FOLDERS = tuple(f"{folder}/" for folder in COPIED)
 
 #: Makes environments that hold but itself, and says what it would install.
 PRETEND_PYTHON = """\
@@ -115,7 +116,7 @@ def test_a_bake_holds_exactly_the_files_its_answers_ask_for(
         expected |= CI
     if answers["model_source"] == "demo":
         expected |= DEMO
-    for folder in PLAIN_PYTHON:
+    for folder in COPIED:
         expected |= {f"{folder}/{name}" for name in files(template.project / folder)}
     assert files(project) == expected
 
@@ -130,7 +131,7 @@ def test_what_holds_no_jinja_is_copied_byte_for_byte(
     baked: tuple[dict[str, str], Path], template: Template
 ) -> None:
     _, project = baked
-    names = [f"{folder}/{name}" for folder in PLAIN_PYTHON for name in files(project / folder)]
+    names = [f"{folder}/{name}" for folder in COPIED for name in files(project / folder)]
     for name in ["service.py", "warmup_hooks.py", "openapi.json", *names]:
         assert (project / name).read_bytes() == (template.project / name).read_bytes(), name
 
@@ -140,7 +141,7 @@ def test_no_jinja_of_the_template_is_left(baked: tuple[dict[str, str], Path]) ->
     binary = {"demo_model/model.safetensors"}
     own_jinja = {"demo_model/chat_template.jinja"}
     for name in files(project) - binary - own_jinja:
-        if name.startswith(("serving/", "tests/")):
+        if name.startswith(COPIED_FOLDERS):
             continue
         text = GITHUB_EXPRESSION.sub("", (project / name).read_text())
         assert JINJA.search(text) is None, name

@@ -13,9 +13,15 @@ from serving.gateway.admin import Admin
 from serving.gateway.app import create_app
 from serving.gateway.auth import Gate
 from serving.gateway.cors import cors
-from serving.gateway.metrics import serving_metrics
+from serving.gateway.limits import Limiter
+from serving.gateway.metrics import Figures
 from serving.gateway.observed import Observed
 from serving.gateway.oip import Oip
+from serving.gateway.patient import install
+from serving.gateway.request_log import RequestLog
+from serving.gateway.scrape import Scrape
+from serving.gateway.tracing import Tracing
+from serving.gateway.upkeep import Upkeep
 from serving.runtime.operations import Operations
 from serving.runtime.reconciler import Reconciler
 from serving.runtime.reload import Reloader
@@ -35,13 +41,28 @@ gate = Gate(accounts.ring, settings.auth.mode)
 operations = Operations(reconciler)
 rollouts = Rollouts(reconciler, operations)
 reloader = Reloader(config, settings, reconciler)
+observed, limiter = Observed(), Limiter(settings)
+request_log, tracing = RequestLog(settings), Tracing(settings)
 operators = [
     *Admin(reconciler, operations, rollouts, reloader, gate, accounts.database).routes,
     *Oip(reconciler, operations, gate).routes,
+    *Scrape(
+        gate, observed, Figures(reconciler, rollouts.steps), Upkeep(accounts.ledger, limiter)
+    ).routes,
 ]
-observed = Observed()
+install(settings, observed.refused)
 app = create_app(
-    settings, reconciler.router, shutdown, operators, rollouts.note, gate, accounts.ledger, observed
+    settings,
+    reconciler.router,
+    shutdown,
+    operators,
+    rollouts.note,
+    gate,
+    accounts.ledger,
+    limiter,
+    observed,
+    request_log,
+    tracing,
 )
 
 
@@ -51,8 +72,11 @@ app = create_app(
     http={"host": "127.0.0.1", "cors": cors(settings)},
     # BentoML answers outside the contract when its limit is over, so ours must be over first.
     traffic={"timeout": settings.timeouts.longest_wait + 60},
-    # One span for every chunk of a stream costs more than relaying it.
+    # One span for every chunk of a stream costs more than relaying it; ours are in gateway/tracing.
     tracing={"excluded_urls": ".*"},
+    # BentoML's make a series of every path that anybody thinks of; ours are in gateway/scrape.
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},  # ours is gateway/request_log
 )
 @bentoml.asgi_app(app, path="/")
 class Service:
@@ -61,7 +85,10 @@ class Service:
     @bentoml.on_startup
     async def start(self) -> None:
         shutdown.install()
+        request_log.start()
+        tracing.start()
         await accounts.start()
+        await limiter.start()
         gate.tell()
         reconciler.start()
         rollouts.start()
@@ -75,15 +102,10 @@ class Service:
     async def stop(self) -> None:
         await reloader.stop()
         await rollouts.stop()
+        await limiter.stop()
         await accounts.stop()
         await reconciler.stop()
-
-    def __metrics__(self, text: str) -> str:
-        """BentoML's metrics and ours."""
-        own = serving_metrics(
-            reconciler.replicas, reconciler.states, reconciler.transitions, observed
-        )
-        return text + own
+        await tracing.stop()
 
     async def __is_ready__(self) -> bool:
         return reconciler.ready and not shutdown.started

@@ -18,6 +18,7 @@ import hypothesis
 import numpy as np
 import postgres as postgres_module
 import pytest
+import redis_server
 import scripted_engine
 from live_service import Service
 from safetensors.numpy import save_file
@@ -110,6 +111,13 @@ def scripted_home(tmp_path: Path) -> Path:
 def postgres() -> Iterator[postgres_module.Server]:
     """One server for the whole session; each test makes a database of its own."""
     with postgres_module.server() as server:
+        yield server
+
+
+@pytest.fixture
+def redis() -> Iterator[redis_server.Server]:
+    """A server of the test's own, to stop and to start again."""
+    with redis_server.server() as server:
         yield server
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,12 +128,17 @@ class Gateway:
 
 @contextlib.asynccontextmanager
 async def gateway(
-    handler: Handler, engine: Engine | None = None, **timeouts: float
+    handler: Handler,
+    engine: Engine | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    **timeouts: float,
 ) -> AsyncIterator[Gateway]:
+    """`options` are those of `create_app`."""
     async with serving(handler) as server:
         replica = replica_at(server.port, engine)
         made = settings(drain=60, **timeouts)
         router, shutdown = Router(made), Shutdown(made)
         router.publish(snapshot(replica))
-        app = create_app(made, router, shutdown)
+        app = create_app(made, router, shutdown, **(options or {}))
         yield Gateway(app, router, shutdown, server, replica)

@@ -593,7 +593,9 @@ class Stats:
     """What `GET /stats` tells. `aborted` counts the clients that left before their answer was
     complete, `paused` how often a client read too slowly, `written` the bytes sent to all.
     `counted` has the tokens of each request whose script has a name: its prompt's, all that were
-    generated for it, and the thoughts among them."""
+    generated for it, and the thoughts among them. `traces` are the `traceparent` headers that
+    came, `spans` when each whole answer began and was about to end, by the clock that all
+    processes of a machine share."""
 
     pid: int = dataclasses.field(default_factory=os.getpid)
     child: int | None = None
@@ -609,9 +611,14 @@ class Stats:
     slept: int = 0
     counted: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     bodies: deque[Any] = dataclasses.field(default_factory=lambda: deque(maxlen=200))
+    traces: deque[str] = dataclasses.field(default_factory=lambda: deque(maxlen=200))
+    spans: deque[tuple[float, float]] = dataclasses.field(
+        default_factory=lambda: deque(maxlen=1000)
+    )
 
     def encode(self) -> bytes:
-        return json.dumps({**vars(self), "bodies": list(self.bodies)}).encode()
+        lists = {name: list(getattr(self, name)) for name in ("bodies", "traces", "spans")}
+        return json.dumps({**vars(self), **lists}).encode()
 
 
 class Server:
@@ -726,6 +733,8 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"authorization":
             self.authorization = value.decode()
+        elif name.lower() == b"traceparent":
+            self.server.stats.traces.append(value.decode())
 
     def on_body(self, data: bytes) -> None:
         self.body += data
@@ -844,6 +853,7 @@ class Connection(asyncio.Protocol):
         return True
 
     async def stream(self, script: Script, dialect: Dialect) -> None:
+        began = time.monotonic()
         pieces, reason = bounded(script.pieces, dialect)
         indexes = range(dialect.choices)
         out = Output(self, script)
@@ -862,6 +872,7 @@ class Connection(asyncio.Protocol):
         if script.after >= len(pieces) - 1 and script.fault and script.fault != "no_done":
             await self.strike(script, dialect, out)
             return
+        self.server.stats.spans.append((began, time.monotonic()))
         last = pieces[-1] if pieces else ""
         for index in indexes:
             dialect.generated[index] = len(pieces)

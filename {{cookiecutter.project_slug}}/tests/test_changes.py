@@ -38,8 +38,13 @@ def taken_over(
             {"limits": {"waiting": 5, "max_body_bytes": 1024}},
             ["limits.max_body_bytes", "limits.waiting"],
         ),
+        ({"limits": {"on_failure": "closed"}}, ["limits.on_failure"]),
         ({"timeouts": {"drain": 5}}, ["timeouts.drain"]),
         ({"timeouts": {"answer": 60}}, ["timeouts.answer"]),
+        (
+            {"timeouts": {"head": 5, "body": 5, "idle": 5, "write": 5}},
+            ["timeouts.body", "timeouts.head", "timeouts.idle", "timeouts.write"],
+        ),
         ({"restarts": {"attempts": 9}}, ["restarts.attempts"]),
         (
             {"models": {"chat": {"warmup": {"prompts": ["Hi"]}}, "code": {}}},
@@ -67,6 +72,7 @@ def test_these_are_in_force_at_once(sections: dict[str, Any], changed: list[str]
         ({"models": {"chat": {}}}, ["models.code"]),
         ({"models": {"chat": {}, "code": {}, "embed": {}}}, ["models.embed"]),
         ({"timeouts": {"answer": 3600}}, ["timeouts.answer"]),
+        ({"limits": {"redis_env": "REDIS_URL"}}, ["limits.redis_env"]),
     ],
 )
 def test_these_wait_for_a_restart(sections: dict[str, Any], waiting: list[str]) -> None:

@@ -480,3 +480,32 @@ def test_a_variable_that_is_not_set_is_named(
     engine = load(tmp_path, remote).engine
     assert isinstance(engine, OpenAICompatibleEngine)
     assert engine.key_env == "UPSTREAM_KEY"
+
+
+REDIS_URLS = ["redis://h", "redis://h:6380", "rediss://ann:s3cret@h/3?ssl_ca_certs=/ca.pem"]
+
+
+@pytest.mark.parametrize("url", REDIS_URLS)
+def test_the_url_of_a_redis_is_in_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    limits = load(tmp_path, document(limits={"redis_env": "REDIS_URL"})).limits
+    assert (limits.redis_env, limits.on_failure) == ("REDIS_URL", "open")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("s3cret", "http://:s3cret@h", "redis://", "redis:///0", "redis://:s3cret@h:port"),
+        *("redis://:s3cret@h/name", "redis://:s3#cret@h", "redis://:s3cret@h?ssl_ca_certs=/ca"),
+        *("rediss://:s3cret@h?retry=1", "redis://[::1", "unix:///s3cret"),
+    ],
+)
+def test_what_is_no_url_of_a_redis_is_refused_and_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    message = complaint(tmp_path, document(limits={"redis_env": "REDIS_URL"}))
+    assert "limits.redis_env: the environment variable REDIS_URL must hold redis://USER" in message
+    assert "cret" not in message

@@ -79,6 +79,19 @@ class Ledger(Bookkeeper):
         self._writing = asyncio.Lock()
         self._writer: asyncio.Task[None] | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Rows in memory that are not written yet."""
+        return len(self._waiting)
+
+    @property
+    def spooled(self) -> int:
+        """Bytes of rows in the spool."""
+        try:
+            return self._spool.stat().st_size
+        except OSError:
+            return 0
+
     def start(self) -> None:
         self._writer = asyncio.ensure_future(self._write_on())
 
@@ -147,23 +160,23 @@ class Ledger(Bookkeeper):
         except DatabaseError:
             refused = 0
             for entry in entries:
-                try:
-                    await self._insert_patiently(entry)
-                except DatabaseError:
+                if await self._is_refused(entry):
                     refused += 1
                     if refused == len(entries) or refused > PATIENT:
                         raise
-                    await self._database.check()
             if refused:
                 self._lose(refused, "the database does not take them")
 
-    async def _insert_patiently(self, entry: Entry) -> None:
-        """Of a database that has just come back, what it refused before says nothing."""
-        try:
-            await self._insert([entry])
-        except DatabaseError:
-            await self._database.check()
-            await self._insert([entry])
+    async def _is_refused(self, entry: Entry) -> bool:
+        """Whether the database takes all but this one. Raises `DatabaseError` while it is away:
+        what it refused just before it came back says nothing of the row."""
+        for _ in range(2):
+            try:
+                await self._insert([entry])
+                return False
+            except DatabaseError:
+                await self._database.check()
+        return True
 
     async def _insert(self, entries: list[Entry]) -> None:
         dialect = postgresql if self._database.url.get_backend_name() == "postgresql" else sqlite

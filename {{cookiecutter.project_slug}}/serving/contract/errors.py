@@ -128,12 +128,36 @@ def overloaded(message: str) -> ApiError:
     return ApiError(503, "overloaded", message, retry_after=1)
 
 
+def limits_unknown() -> ApiError:
+    return ApiError(
+        503,
+        "limits_unavailable",
+        "The limits cannot be checked at the moment; ask again.",
+        retry_after=2,
+    )
+
+
 def internal_error() -> ApiError:
     return ApiError(500, "internal_error", "The service failed; its log says why.")
 
 
 def timed_out(message: str) -> ApiError:
     return ApiError(504, "timeout", message)
+
+
+def request_timeout(part: str, seconds: float) -> ApiError:
+    return ApiError(
+        408, "request_timeout", f"The request's {part} took over {seconds:g} s to come."
+    )
+
+
+def head_too_large(limit: int) -> ApiError:
+    return ApiError(431, "head_too_large", f"The request's head may have {limit} bytes at most.")
+
+
+def bad_http(problem: str = "This is not valid HTTP/1.1.") -> ApiError:
+    """400; `problem` is a sentence."""
+    return ApiError(400, "invalid_http", problem)
 
 
 def context_length_exceeded(limit: int, prompt: int | None, param: str) -> ApiError:

@@ -20,6 +20,7 @@ from serving.gateway.auth import Gate
 from serving.gateway.http import request_id
 from serving.gateway.inference import (
     CHAT,
+    CLIENT_LEFT,
     COMPLETIONS,
     EMBEDDINGS,
     RESPONSES,
@@ -28,11 +29,15 @@ from serving.gateway.inference import (
 )
 from serving.gateway.limits import Limiter
 from serving.gateway.observed import Observed
+from serving.gateway.request_log import RequestLog
 from serving.gateway.shadow import Shadows
+from serving.gateway.tracing import Tracing
+from serving.gateway.trail import Trails
 from serving.runtime.outcome import Outcome
 from serving.runtime.routing import Router, Target
 from serving.runtime.shutdown import Shutdown
 from serving.runtime.wanted import PRODUCTION
+from serving.runtime.wire import ClientGone
 from serving.settings import Settings
 
 
@@ -44,18 +49,24 @@ def create_app(
     note: Callable[[Outcome], None] = lambda _: None,
     gate: Gate | None = None,
     ledger: Bookkeeper | None = None,
+    limiter: Limiter | None = None,
     observed: Observed | None = None,
+    request_log: RequestLog | None = None,
+    tracing: Tracing | None = None,
 ) -> ASGIApp:
     """The application over a router whose snapshots say what is served; `operators` are the routes
     for those who change that, and `note` is told how each answer went. Without a `gate`, everybody
-    may ask; without a `ledger`, nothing is written down. `observed` counts what clients feel."""
+    may ask; without a `ledger`, nothing is written down. `observed` counts what clients feel,
+    `request_log` and `tracing` tell of each request; a `limiter` of one's own is started and
+    stopped by whoever made it."""
     gate, ledger = gate or Gate(), ledger or Bookkeeper()
-    limiter, observed = Limiter(settings), observed or Observed()
+    limiter, observed = limiter or Limiter(settings), observed or Observed()
+    trails = Trails(observed, request_log or RequestLog(settings), tracing or Tracing(settings))
     shadows = Shadows(settings, router, ledger)
 
     def inference(endpoint: Endpoint) -> Inference:
         return Inference(
-            endpoint, settings, router, shadows, shutdown, note, gate, ledger, limiter, observed
+            endpoint, settings, router, shadows, shutdown, note, gate, ledger, limiter, trails
         )
 
     generation = {
@@ -78,10 +89,15 @@ def create_app(
             Route("/openapi.json", describe, methods=["GET"]),
             *operators,
         ],
-        exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
+        exception_handlers={
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            ClientGone: _nobody,
+            Exception: _bug,
+        },
     )
     others.router.redirect_slashes = False
-    return Gateway(generation, others)
+    return Gateway(generation, trails.log.around(others))
 
 
 class Gateway:
@@ -162,6 +178,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     else:
         own = ApiError(error.status_code, "http_error", error.detail, headers=error.headers)
     return await _api_error(request, own)
+
+
+async def _nobody(_: Request, __: Exception) -> Response:
+    """The client left before it had sent all."""
+    return Response(status_code=CLIENT_LEFT)
 
 
 async def _bug(request: Request, _: Exception) -> Response:

@@ -70,8 +70,8 @@ class Gate:
             level = logging.INFO if on_loopback() else logging.WARNING
             log.log(level, "everybody who reaches the service may use it: it wants no keys")
 
-    def enter(self, scope: Scope, need: keys.Scope) -> Caller:
-        """Raises `ApiError`: 401 without a valid key, 403 when it is not for this."""
+    def enter(self, scope: Scope, need: keys.Scope, *or_else: keys.Scope) -> Caller:
+        """Raises `ApiError`: 401 without a valid key, 403 when it is for none of these."""
         if self._ring is None or not self.wanted:
             return Caller((scope.get("client") or ("",))[0])
         presented = _presented(scope)
@@ -80,7 +80,7 @@ class Gate:
         key = self._ring.find(presented)
         if key is None:
             raise invalid_key("This key is not valid: it is mistyped, expired or revoked.")
-        if need not in key.scopes:
+        if key.scopes.isdisjoint((need, *or_else)):
             raise not_allowed(f"This key lacks the scope {need}.")
         return Caller(key.id, key)
 

@@ -10,20 +10,23 @@ from starlette.types import Receive, Scope, Send
 
 from serving.contract import sse
 from serving.contract.errors import ApiError, invalid
+from serving.gateway.connection import ClientConnection
 from serving.runtime.wire import ClientGone
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The request's body. Raises `ApiError` for another content type than JSON (415), for more than
-    `limit` bytes (413) and for none (400)."""
+    """The request's body. Raises `ApiError` for another content type than JSON or a body that is
+    compressed (415), for more than `limit` bytes (413) and for none (400)."""
     headers = dict(scope["headers"])
     content_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if content_type != b"application/json":
         raise ApiError(
             415, "unsupported_media_type", "Send the body as content-type: application/json."
         )
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        raise ApiError(415, "unsupported_media_type", "Send the body without content-encoding.")
     body = await read_bytes(scope, receive, limit)
     if not body:
         raise invalid("The body is empty; send a JSON object.", code="invalid_json")
@@ -66,14 +69,20 @@ class Responder:
     """Writes one reply: JSON at once, or a stream of events.
 
     `started` tells whether bytes went out, after which an error can only be an event; `finished`
-    whether the last ones did.
+    whether the last ones did. `status` is how it ended, 0 before, and `code` the error's, if it
+    did with one.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.request_id = request_id(scope)
         self.started = False
         self.finished = False
+        self.status = 0
+        self.code = ""
         self._send = send
+        self._connection = ClientConnection.of(scope)
+        self._direct: ClientConnection | None = None
+        self._pending: list[bytes] = []
         self._headers = [(b"x-request-id", self.request_id.encode())]
 
     def tell(self, headers: Mapping[str, str]) -> None:
@@ -95,8 +104,34 @@ class Responder:
         self.finished = True
         await self._send({"type": "http.response.body", "body": body})
 
+    def write(self, events: bytes) -> bool:
+        """Writes events at once. False when that is not possible, or the client has enough to read
+        by now: then `flush` before the next."""
+        if self._direct is None:
+            self._pending.append(events)
+            return False
+        self._direct.write(events)
+        return not self._direct.full
+
+    async def flush(self) -> None:
+        """Returns when all is written and the client takes more."""
+        if self._direct is not None:
+            await self._direct.drain()
+        while self._pending:
+            events = b"".join(self._pending)
+            self._pending.clear()
+            await self._events(events)
+        if self.started:
+            # BentoML's middlewares have seen the reply begin, and will see its end. What is between
+            # costs more on its way through them than all the rest of relaying it.
+            self._direct = self._connection
+
     async def stream(self, events: bytes, *, last: bool = False) -> None:
-        """Writes events, after the head if they are the first."""
+        """Writes events after all that is pending."""
+        await self.flush()
+        await self._events(events, last=last)
+
+    async def _events(self, events: bytes, *, last: bool = False) -> None:
         if not self.started:
             await self._start(
                 200,
@@ -111,7 +146,9 @@ class Responder:
 
     async def error(self, error: ApiError) -> None:
         """The envelope, or as the last event of a stream that has begun."""
+        self.code = error.code
         if self.started:
+            self.status = error.status
             await self.stream(sse.error_event(error), last=True)
             return
         self.tell(error.headers)
@@ -120,12 +157,14 @@ class Responder:
     async def nobody(self) -> None:
         """A reply to a client that left. Nobody reads it, but BentoML's time limit waits for the
         first byte of every request, and a stop of the service would wait with it."""
-        if not self.started:
+        if self.started:
+            self.status = 499
+        else:
             await self._start(499, [(b"content-length", b"0")])
             await self._send({"type": "http.response.body", "body": b""})
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self.started = True
+        self.started, self.status = True, status
         await self._send(
             {"type": "http.response.start", "status": status, "headers": self._headers + headers}
         )

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from serving.accounts.ledger import Bookkeeper, Entry
-from serving.contract import sse
 from serving.contract.chat import ChatReply, ChatRequest
 from serving.contract.completions import CompletionReply, CompletionRequest
 from serving.contract.embeddings import EmbeddingReply, EmbeddingRequest
@@ -32,16 +31,17 @@ from serving.contract.responses import ResponsesRequest
 from serving.gateway.auth import Caller, Gate
 from serving.gateway.encoding import AnyRequest, encode
 from serving.gateway.http import Responder, read_body
-from serving.gateway.limits import Limiter, prompt_estimate
-from serving.gateway.observed import Observed
+from serving.gateway.limits import Limiter, Reservation, prompt_estimate
+from serving.gateway.relay import Relay
 from serving.gateway.shadow import Shadows
+from serving.gateway.trail import Trail, Trails
 from serving.runtime.outcome import Outcome
 from serving.runtime.replica import State
 from serving.runtime.routing import Route, Router
 from serving.runtime.shutdown import Shutdown
 from serving.runtime.stream import EngineStream
 from serving.runtime.wire import ClientGone, EngineGone
-from serving.settings import Settings, Timeouts
+from serving.settings import Settings
 
 log = logging.getLogger("bentoml.serving")
 
@@ -71,6 +71,8 @@ class Exchange:
     caller: Caller
     request: AnyRequest
     responder: Responder
+    trail: Trail
+    reservation: Reservation = field(default_factory=Reservation)
     outcome: Outcome | None = None
     accounted: bool = False
     began: float = field(default_factory=time.perf_counter)
@@ -109,7 +111,7 @@ class Inference:
         gate: Gate,
         ledger: Bookkeeper,
         limiter: Limiter,
-        observed: Observed,
+        trails: Trails,
     ) -> None:
         self._endpoint = endpoint
         self._settings = settings
@@ -120,23 +122,24 @@ class Inference:
         self._gate = gate
         self._ledger = ledger
         self._limiter = limiter
-        self._observed = observed
+        self._trails = trails
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The life of a request: read, validated, reserved for, routed, relayed, settled and
         entered into the ledger, however it ends."""
         responder = Responder(scope, send)
         watch = ClientWatch(receive, responder)
+        trail = self._trails.begin(scope, self._endpoint.request.TASK)
         exchange: Exchange | None = None
         try:
-            caller = self._gate.enter(scope, "inference")
+            trail.caller = caller = self._gate.enter(scope, "inference")
             limit = self._settings.limits.max_body_bytes
             request = self._parse(await read_body(scope, receive, limit))
-            exchange = Exchange(caller, request, responder)
+            trail.request = request
+            exchange = Exchange(caller, request, responder, trail)
             with self._shutdown.request(), watch:
                 await self._within_limits(exchange)
         except ApiError as error:
-            self._observed.refused(error.code)
             self._account(exchange, error.status)
             await responder.error(error)
         except ClientGone:
@@ -157,6 +160,8 @@ class Inference:
             log.exception("%s: the service failed", responder.request_id)
             self._account(exchange, 500)
             await responder.error(internal_error())
+        finally:
+            self._trails.end(trail, responder, exchange.outcome if exchange else None)
 
     def _account(self, exchange: Exchange | None, status: int) -> None:
         if exchange is not None and not exchange.accounted:
@@ -168,7 +173,7 @@ class Inference:
         entry = exchange.entry(status)
         if exchange.outcome is not None:
             exchange.outcome.end(failed=status >= 500)
-            self._observed.answered(exchange.outcome, status)
+            self._trails.observed.answered(exchange.outcome, status)
         return entry
 
     def _parse(self, body: bytes) -> AnyRequest:
@@ -181,19 +186,19 @@ class Inference:
 
     async def _within_limits(self, exchange: Exchange) -> None:
         exchange.caller.check(exchange.request.model)
-        reservation = await self._limiter.reserve(exchange.caller, exchange.request)
-        exchange.responder.tell(reservation.headers)
+        exchange.reservation = await self._limiter.reserve(exchange.caller, exchange.request)
+        exchange.responder.tell(exchange.reservation.headers)
         try:
             await self._answer(exchange)
         finally:
-            await self._limiter.settle(reservation, exchange.used)
+            await self._limiter.settle(exchange.reservation, exchange.used)
 
     async def _answer(self, exchange: Exchange) -> None:
         """Relays one replica's answer, or another's when the first died before a byte was sent."""
         request, caller, responder = exchange.request, exchange.caller, exchange.responder
         opening = request.inner.opening
         who = request.user or caller.id
-        route = await self._router.route(request.model, who, opening=opening)
+        route = await self._router.route(request.model, who, asker=caller.id, opening=opening)
         try:
             with route:
                 await self._relay(exchange, route)
@@ -220,6 +225,7 @@ class Inference:
         client left or its version was replaced says nothing about the version."""
         target = route.target
         outcome = Outcome(target.name, target.number, route.label, route.replica.engine.name)
+        outcome.queued = route.queued or None
         exchange.outcome = outcome
         copied = self._shadows.copy(exchange.request, route)
         try:
@@ -241,28 +247,21 @@ class Inference:
         responder.served_by(route.target.tag, route.label)
         call = await encode(request, route)
         reply = self._endpoint.reply(request, route.target.tag)
-        stream = EngineStream(route.replica.engine, route.replica.wire, request, call)
+        headers = exchange.trail.headers
+        stream = EngineStream(route.replica.engine, route.replica.wire, request, call, headers)
+        relay = Relay(stream, reply, outcome, responder)
         timeouts = self._settings.timeouts
-        silence = Silence(timeouts)
         try:
             async with asyncio.timeout(None if request.stream else timeouts.answer):
-                while not stream.complete:
-                    events = await stream.next(silence.patience)
-                    if events is None:
-                        silence.check()
-                        if request.stream:
-                            await responder.stream(sse.KEEPALIVE)
-                    elif events:
-                        silence.broken()
-                        outcome.note(events)
-                        data = reply.feed(events)
-                        if data:
-                            await responder.stream(data)
+                await relay.run(timeouts, streamed=bool(request.stream))
             end = reply.end() if request.stream else reply.whole()
             if self._settings.ledger.durability == "strict":
                 await self._ledger.commit(self._closed(exchange, 200))
             else:
                 self._account(exchange, 200)
+            await responder.flush()
+            # Before the last bytes: who asks again as soon as they came must find a place.
+            await self._limiter.settle(exchange.reservation, exchange.used)
             if request.stream:
                 await responder.stream(end, last=True)
             else:
@@ -279,33 +278,6 @@ class Inference:
 def _broken(route: Route) -> ApiError:
     """For an answer whose engine ended: by itself, or because its version's time was over."""
     return replaced(route.target.tag) if route.replica.state == State.STOPPED else engine_error()
-
-
-class Silence:
-    """How long the engine has said nothing, against what it may.
-
-    `patience` is how many more seconds to wait before somebody should look at it.
-    """
-
-    def __init__(self, timeouts: Timeouts) -> None:
-        self._keepalive = timeouts.keepalive
-        self._stall = timeouts.stall
-        self._time = asyncio.get_running_loop().time
-        self._limit = timeouts.first_token
-        self._since = self._time()
-        self.patience = min(self._keepalive, self._limit)
-
-    def broken(self) -> None:
-        self._since = self._time()
-        self._limit = self._stall
-        self.patience = min(self._keepalive, self._stall)
-
-    def check(self) -> None:
-        """Raises `ApiError` (504) when it has been too long."""
-        left = self._since + self._limit - self._time()
-        if left < 0.001:  # uvloop's clock ticks in milliseconds
-            raise timed_out(f"The engine said nothing for {self._limit:g} s; ask again.")
-        self.patience = min(self._keepalive, left)
 
 
 class ClientWatch:

@@ -2,8 +2,7 @@
 at once.
 
 Tokens are reserved before, as many as the request can take, and settled after by what it took, in
-the window they were reserved in. Windows are fixed, counted by the `limits` library; a window's id
-is part of its counter's name, so that what is given back late never counts for a later window.
+the window they were reserved in. Windows are fixed, and counted by `Counters`.
 """
 
 from __future__ import annotations
@@ -13,36 +12,22 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from limits.aio.storage import Storage
-from limits.storage import storage_from_string
-
+from serving.contract.embeddings import EmbeddingRequest
 from serving.contract.errors import ApiError
 from serving.gateway.auth import Caller
+from serving.gateway.counters import Claim, Counters, Kind, LocalCounters, Slot, Window
 from serving.gateway.encoding import AnyRequest
+from serving.gateway.shared_counters import SharedCounters
 from serving.settings import Quota, Settings
 
-Kind = Literal["requests", "tokens", "tokens per day"]
+#: What a request was refused for.
+Refusal: TypeAlias = Kind | Literal["concurrent"]
 
 #: Characters in a token, at the least guess that is still cheap: English has four.
 CHARACTERS = 4
 _MINUTE, _DAY = 60, 86400
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """One counter: of `kind`, for `whose` key or model, until `ends` (seconds since 1970)."""
-
-    whose: str
-    kind: Kind
-    limit: int
-    length: int
-    ends: float
-
-    @property
-    def name(self) -> str:
-        return f"serving/{self.whose}/{self.kind}/{int(self.ends) // self.length}"
 
 
 @dataclass(slots=True)
@@ -50,49 +35,68 @@ class Reservation:
     """What one request was let in with. `headers` tell its client how much is left."""
 
     tokens: int = 0
-    windows: list[Window] = field(default_factory=list)
-    slots: list[str] = field(default_factory=list)
+    claim: Claim | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
 
 class Limiter:
-    """The counters. `running` are the requests at once, by whose they are."""
+    """`refusals` are the limits hit, by their kind."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.running: Counter[str] = Counter()
+    def __init__(self, settings: Settings, counters: Counters | None = None) -> None:
+        self.refusals: Counter[Refusal] = Counter()
         self._settings = settings
-        storage = storage_from_string("async+memory://")
-        assert isinstance(storage, Storage)
-        self._storage: Storage = storage
+        if counters is None:
+            shared = settings.limits.redis_env is not None
+            counters = SharedCounters(settings) if shared else LocalCounters()
+        self._counters = counters
+
+    @property
+    def running(self) -> Counter[str]:
+        """The requests of this process at once that have such a limit, by whose they are."""
+        return self._counters.running
+
+    @property
+    def settle_errors(self) -> int:
+        """What could not be given back, or taken beyond."""
+        return self._counters.settle_errors
+
+    async def start(self) -> None:
+        await self._counters.start()
+
+    async def stop(self) -> None:
+        await self._counters.stop()
 
     async def reserve(self, caller: Caller, request: AnyRequest) -> Reservation:
-        """Raises `ApiError` (429) when it would be too much; then nothing is reserved."""
+        """Raises `ApiError` when it would be too much (429) or cannot be told (503); then nothing
+        is reserved."""
         model = request.model.partition("@")[0].partition(":")[0].partition("/")[0]
         reservation = Reservation(self._estimate(request))
-        try:
-            for whose, quota in self._quotas(caller, model):
-                self._take_slot(reservation, whose, quota)
-                for window in _windows(whose, quota, time.time()):
-                    await self._take(reservation, window)
-        except ApiError as error:
-            await self.settle(reservation, 0, refused=True)
-            error.extra_headers |= reservation.headers
-            raise
+        now = time.time()
+        slots: list[Slot] = []
+        charges: list[tuple[Window, int]] = []
+        for whose, quota in self._quotas(caller, model):
+            if quota.concurrent is not None:
+                slots.append(Slot(whose, quota.concurrent))
+            for window in _windows(whose, quota, now):
+                charges.append((window, 1 if window.kind == "requests" else reservation.tokens))
+        if not slots and not charges:
+            return reservation
+        claim = await self._counters.claim(slots, charges)
+        for (window, _), total in zip(charges, claim.totals, strict=False):
+            _tell(reservation.headers, window, total, now)
+        if not claim.taken:
+            raise self._refused(claim, reservation, now)
+        reservation.claim = claim
         return reservation
 
-    async def settle(self, reservation: Reservation, used: int, *, refused: bool = False) -> None:
+    async def settle(self, reservation: Reservation, used: int) -> None:
         """Gives back what was not used, or takes what was used beyond; frees the slots. Once."""
-        slots, reservation.slots = reservation.slots, []
-        for whose in slots:
-            self.running[whose] -= 1
-            if not self.running[whose]:
-                del self.running[whose]
-        windows, reservation.windows = reservation.windows, []
-        for window in windows:
-            tokens = window.kind != "requests"
-            change = used - reservation.tokens if tokens else -1 if refused else 0
-            if change:
-                await self._storage.incr(window.name, window.length, change)
+        claim, reservation.claim = reservation.claim, None
+        if claim is not None:
+            change = used - reservation.tokens
+            await self._counters.settle(
+                claim, [change if w.kind != "requests" else 0 for w, _ in claim.charges]
+            )
 
     def _quotas(self, caller: Caller, model: str) -> Iterator[tuple[str, Quota]]:
         """Whose limits it meets, and those limits: the key's first."""
@@ -102,48 +106,42 @@ class Limiter:
         if section is not None:
             yield f"model {model}", section.limits
 
-    def _take_slot(self, reservation: Reservation, whose: str, quota: Quota) -> None:
-        if quota.concurrent is None:
-            return
-        if self.running[whose] >= quota.concurrent:
-            raise ApiError(
-                429,
-                "rate_limit_exceeded",
-                f"The {whose} has {quota.concurrent} requests running, its limit; ask again when "
-                "one has ended.",
-                retry_after=1,
+    def _refused(self, claim: Claim, reservation: Reservation, now: float) -> ApiError:
+        if claim.full is not None:
+            self.refusals["concurrent"] += 1
+            message = (
+                f"The {claim.full.whose} has {claim.full.limit} requests running, its limit; ask "
+                "again when one has ended."
             )
-        self.running[whose] += 1
-        reservation.slots.append(whose)
-
-    async def _take(self, reservation: Reservation, window: Window) -> None:
-        cost = reservation.tokens if window.kind != "requests" else 1
-        total = await self._storage.incr(window.name, window.length, cost)
-        reservation.windows.append(window)
-        seconds = max(0, math.ceil(window.ends - time.time()))
-        if window.kind != "tokens per day":
-            left = window.limit - total
-            told = {"limit": window.limit, "remaining": max(0, left), "reset": f"{seconds}s"}
-            for name, value in told.items():
-                # A key's limits are what its owner wants to know; a model's, if it has none.
-                reservation.headers.setdefault(f"x-ratelimit-{name}-{window.kind}", str(value))
-        if total > window.limit:
+            seconds = 1
+        else:
+            window, cost = next(
+                (window, cost)
+                for (window, cost), total in zip(claim.charges, claim.totals, strict=True)
+                if total + cost > window.limit
+            )
+            self.refusals[window.kind] += 1
+            seconds = _seconds_left(window, now)
             per = "day" if window.length == _DAY else "minute"
             what = "tokens" if window.kind != "requests" else "requests"
             told_cost = f"; this request may take {cost}" if what == "tokens" else ""
-            raise ApiError(
-                429,
-                "rate_limit_exceeded",
+            message = (
                 f"The {window.whose} may take {window.limit} {what} per {per}{told_cost}; ask "
-                f"again in {seconds} s.",
-                retry_after=seconds,
+                f"again in {seconds} s."
             )
+        return ApiError(
+            429,
+            "rate_limit_exceeded",
+            message,
+            retry_after=seconds,
+            headers=reservation.headers,
+        )
 
     def _estimate(self, request: AnyRequest) -> int:
         """The most tokens it should take: its prompt's, and those it asks for."""
         inner, prompt = request.inner, prompt_estimate(request)
         limit = getattr(inner, "token_limit", None)
-        if request.TASK == "embed":
+        if isinstance(request, EmbeddingRequest):
             return prompt
         choices = getattr(inner, "n", None) or 1
         return prompt + (limit or self._settings.limits.assumed_answer) * choices
@@ -152,6 +150,23 @@ class Limiter:
 def prompt_estimate(request: AnyRequest) -> int:
     """The tokens of a prompt, by its length."""
     return request.inner.characters // CHARACTERS + 1
+
+
+def _seconds_left(window: Window, now: float) -> int:
+    return max(0, math.ceil(window.ends - now))
+
+
+def _tell(headers: dict[str, str], window: Window, total: int, now: float) -> None:
+    if window.kind == "tokens per day":
+        return
+    told = {
+        "limit": str(window.limit),
+        "remaining": str(max(0, window.limit - total)),
+        "reset": f"{_seconds_left(window, now)}s",
+    }
+    for name, value in told.items():
+        # A key's limits are what its owner wants to know; a model's, if it has none.
+        headers.setdefault(f"x-ratelimit-{name}-{window.kind}", value)
 
 
 def _windows(whose: str, quota: Quota, now: float) -> Iterator[Window]:

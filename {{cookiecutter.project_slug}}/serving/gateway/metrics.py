@@ -4,8 +4,8 @@ them on `/metrics`."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -23,37 +23,52 @@ _METRICS = {
 }
 
 
-class _Figures(Collector):
-    def __init__(
-        self,
-        replicas: Iterable[Replica],
-        states: Mapping[tuple[str, int], State],
-        transitions: Mapping[tuple[str, int, State], int],
-    ) -> None:
-        self._replicas = [(replica, _labels(replica)) for replica in replicas]
-        self._states = states
-        self._transitions = transitions
+class Served(Protocol):
+    """Whose figures they are; see `runtime.reconciler`."""
+
+    @property
+    def replicas(self) -> Iterable[Replica]: ...
+    @property
+    def states(self) -> Mapping[tuple[str, int], State]: ...
+    @property
+    def transitions(self) -> Mapping[tuple[str, int, State], int]: ...
+    @property
+    def queues(self) -> Mapping[tuple[str, int], int]: ...
+    @property
+    def swaps(self) -> Mapping[tuple[str, Any], int]: ...
+
+
+class Figures(Collector):
+    """Of all versions, their replicas and engines. `steps` are how the steps of rollouts ended, by
+    model."""
+
+    def __init__(self, served: Served, steps: Mapping[tuple[str, Any], int]) -> None:
+        self._served = served
+        self._steps = steps
 
     def collect(self) -> Iterator[Metric]:
+        replicas = [(replica, _labels(replica)) for replica in self._served.replicas]
         for figure, (name, grows, said) in _METRICS.items():
             family = (CounterMetricFamily if grows else GaugeMetricFamily)(
                 name, said, labels=_LABELS
             )
-            for replica, labels in self._replicas:
+            for replica, labels in replicas:
                 if figure in replica.figures:
                     family.add_metric(labels, replica.figures[figure])
             yield family
-        yield from self._gateways_own()
+        yield from self._gateways_own(replicas)
         yield from self._versions()
+        yield from self._changes()
 
-    def _gateways_own(self) -> Iterator[Metric]:
+    @staticmethod
+    def _gateways_own(replicas: list[tuple[Replica, tuple[str, ...]]]) -> Iterator[Metric]:
         ready = GaugeMetricFamily(
             "serving_replica_ready", "Whether the replica answers requests", labels=_LABELS
         )
         in_flight = GaugeMetricFamily(
             "serving_replica_in_flight", "Requests the gateway has sent to it", labels=_LABELS
         )
-        for replica, labels in self._replicas:
+        for replica, labels in replicas:
             ready.add_metric(labels, replica.state == State.READY)
             in_flight.add_metric(labels, replica.in_flight)
         yield ready
@@ -64,32 +79,44 @@ class _Figures(Collector):
         states = GaugeMetricFamily(
             "serving_version_state", "1 for the state that the version is in", labels=labels
         )
-        for (name, number), state in self._states.items():
+        for (name, number), state in self._served.states.items():
             states.add_metric((name, str(number), state), 1)
         moves = CounterMetricFamily(
             "serving_version_transitions", "How often a version came into a state", labels=labels
         )
-        for (name, number, state), count in self._transitions.items():
+        for (name, number, state), count in self._served.transitions.items():
             moves.add_metric((name, str(number), state), count)
+        queues = GaugeMetricFamily(
+            "serving_queue_length",
+            "Requests that wait for a place on one of the version's replicas",
+            labels=labels[:2],
+        )
+        for (name, number), length in self._served.queues.items():
+            queues.add_metric((name, str(number)), length)
+        yield queues
         yield states
         yield moves
+
+    def _changes(self) -> Iterator[Metric]:
+        labels = ("model", "outcome")
+        swaps = CounterMetricFamily(
+            "serving_swaps",
+            "How often another version came into production, or one beside that failed",
+            labels=labels,
+        )
+        for counted, count in self._served.swaps.items():
+            swaps.add_metric(counted, count)
+        steps = CounterMetricFamily(
+            "serving_rollout_steps",
+            "How the steps of rollouts ended: passed, or rolled back by a gate",
+            labels=labels,
+        )
+        for counted, count in self._steps.items():
+            steps.add_metric(counted, count)
+        yield swaps
+        yield steps
 
 
 def _labels(replica: Replica) -> tuple[str, ...]:
     version = replica.version
     return version.name, str(version.number), replica.engine.name, str(replica.index)
-
-
-def serving_metrics(
-    replicas: Iterable[Replica],
-    states: Mapping[tuple[str, int], State],
-    transitions: Mapping[tuple[str, int, State], int],
-    *others: Collector,
-) -> str:
-    """Our part of `/metrics`, in Prometheus's text format: of `replicas`, of versions by model and
-    number, and of `others`."""
-    registry = CollectorRegistry()
-    registry.register(_Figures(replicas, states, transitions))
-    for collector in others:
-        registry.register(collector)
-    return generate_latest(registry).decode()

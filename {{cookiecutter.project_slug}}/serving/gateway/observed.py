@@ -58,6 +58,7 @@ class Histogram:
 
 
 _HISTOGRAMS = {
+    "queue": (_SECONDS, "What the request waited before it went to its engine"),
     "time_to_first_token": (_SECONDS, "From the request's way to its engine to the first token"),
     "inter_token_latency": (ITL_BUCKETS, "Between two events of a stream with text in them"),
     "time_per_output_token": (_PER_TOKEN, "The rest of an answer by its other tokens"),
@@ -81,6 +82,8 @@ class Observed(Collector):
         """One answer that reached a version, however it ended."""
         served = (outcome.model, str(outcome.number), outcome.label)
         self._requests[*served, str(status)] += 1
+        if outcome.queued is not None:
+            self._histograms["queue"][served].observe(outcome.queued)
         if outcome.ttft is not None:
             self._histograms["time_to_first_token"][served].observe(outcome.ttft)
             self._histograms["inter_token_latency"][served].add(outcome.gaps, outcome.gaps_sum)

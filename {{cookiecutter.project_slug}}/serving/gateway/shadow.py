@@ -35,25 +35,31 @@ COPIES = CounterMetric(
     "serving_shadow_requests",
     "Requests that the shadow version was to get a copy of, by what became of it",
     ("model", "version", "outcome"),
+    registry=None,
 )
 TTFT = Histogram(
     "serving_shadow_ttft_seconds",
     "Time to first token of shadowed requests, of the shadow and of the version that answered",
     _SIDES,
     buckets=_SECONDS,
+    registry=None,
 )
 DURATION = Histogram(
     "serving_shadow_duration_seconds",
     "Time to the end of shadowed requests, of the shadow and of the version that answered",
     _SIDES,
     buckets=_SECONDS,
+    registry=None,
 )
 TOKENS = Histogram(
     "serving_shadow_completion_tokens",
     "Tokens generated for shadowed requests, by the shadow and by the version that answered",
     _SIDES,
     buckets=(1, 10, 30, 100, 300, 1000, 3000, 10000),
+    registry=None,
 )
+#: For `/metrics`.
+METRICS = (COPIES, TTFT, DURATION, TOKENS)
 
 
 class Shadows:
@@ -120,10 +126,8 @@ class Shadows:
         patience = self._settings.timeouts.first_token
         try:
             while not stream.complete:
-                events = await stream.next(patience)
-                if events is None:
+                if not await stream.more(outcome.note, patience):
                     raise TimeoutError
-                outcome.note(events)
         finally:
             outcome.counted = stream.counted
             await stream.close()

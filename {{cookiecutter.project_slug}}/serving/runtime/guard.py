@@ -35,7 +35,10 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def main() -> None:
     # Unbuffered: a `stop` that follows at once must not be swallowed with the order.
     with open(0, "rb", buffering=0, closefd=False) as orders:
-        order: dict[str, Any] = json.loads(orders.readline())
+        line = orders.readline()
+    if not line:  # the gateway thought better of it
+        return
+    order: dict[str, Any] = json.loads(line)
     try:
         guard = Guard(order)
     except OSError as error:

@@ -17,9 +17,11 @@ ITL_BUCKETS = (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5
 class Outcome:
     """One answer of a version: seconds until its first and its last event, what the engine counted
     and why it ended, and whether it failed by the engine's fault. A client that leaves or asks
-    nonsense is no failure. `pieces` came so far, `thoughts` among them: mostly, each is a token;
+    nonsense is no failure. `queued` are the seconds that its request waited for its turn, None
+    where it had not to. `pieces` came so far, `thoughts` among them: mostly, each is a token;
     `gaps` counts the seconds between them, by `ITL_BUCKETS`. `counted` is what the engine had
-    counted when its answer was left, if it told."""
+    counted when its answer was left, if it told. `began` is when the request went to its engine,
+    by `time.perf_counter`."""
 
     model: str
     number: int
@@ -31,11 +33,12 @@ class Outcome:
     pieces: int = 0
     thoughts: int = 0
     failed: bool = False
+    queued: float | None = None
     ttft: float | None = None
     duration: float = 0.0
     gaps: list[int] = field(default_factory=lambda: [0] * (len(ITL_BUCKETS) + 1))
     gaps_sum: float = 0.0
-    _began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=time.perf_counter)
     _last: float = 0.0
 
     @property
@@ -61,7 +64,7 @@ class Outcome:
             return
         now = time.perf_counter()
         if self.ttft is None:
-            self.ttft = now - self._began
+            self.ttft = now - self.began
         else:
             gap = now - self._last
             self.gaps[bisect_left(ITL_BUCKETS, gap)] += 1
@@ -69,7 +72,7 @@ class Outcome:
         self._last = now
 
     def end(self, *, failed: bool) -> Outcome:
-        self.duration = time.perf_counter() - self._began
+        self.duration = time.perf_counter() - self.began
         self.failed = failed
         return self
 

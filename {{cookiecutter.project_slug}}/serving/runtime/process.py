@@ -58,11 +58,17 @@ class EngineProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         # Not the loop's own way to start a process: uvloop forks, and meanwhile no stream moves,
         # for 16 ms in a gateway of 175 MB. Popen starts it with vfork.
-        process = await asyncio.to_thread(_start_guard, {**_inherited(), **environment})
+        thread = asyncio.to_thread(_start_guard, {**_inherited(), **environment})
+        starting = asyncio.ensure_future(thread)
         output = asyncio.StreamReader(limit=REPORT_BYTES)
-        await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(output), process.stdout
-        )
+        try:
+            process = await asyncio.shield(starting)
+            await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(output), process.stdout
+            )
+        except asyncio.CancelledError:
+            starting.add_done_callback(_abandon)
+            raise
         order = {
             "command": command,
             "log": str(log),
@@ -109,6 +115,14 @@ def _start_guard(environment: dict[str, str]) -> subprocess.Popen[bytes]:
         env=environment,
         start_new_session=True,  # a terminal's Ctrl-C is for the gateway
     )
+
+
+def _abandon(starting: asyncio.Future[subprocess.Popen[bytes]]) -> None:
+    """A guard that got no order ends with its input."""
+    if not starting.cancelled() and starting.exception() is None:
+        guard_process = starting.result()
+        assert guard_process.stdin is not None
+        guard_process.stdin.close()
 
 
 def _inherited() -> dict[str, str]:

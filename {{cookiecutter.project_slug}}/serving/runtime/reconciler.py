@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from serving.runtime.devices import Devices
 from serving.runtime.in_place import Place
@@ -51,6 +52,12 @@ class Reconciler:
         self.labels: dict[str, dict[str, int]] = {name: {} for name in settings.models}
         #: How often a version came into a state.
         self.transitions: Counter[tuple[str, int, State]] = Counter()
+        #: How often another version came into production, or one beside that failed, by model.
+        #: From zero on, because Prometheus sees no growth in what appears as one.
+        self.swaps: Counter[tuple[str, Literal["done", "failed"]]] = Counter()
+        for name in settings.models:
+            self.swaps[name, "done"] = self.swaps[name, "failed"] = 0
+        self._answering: dict[str, int] = {}
         self._seen: dict[tuple[str, int], tuple[State, datetime]] = {}
         self._present: dict[str, list[int]] = {}
         self._held: Counter[tuple[str, int]] = Counter()
@@ -84,6 +91,11 @@ class Reconciler:
         """Those that have been started and not yet put away."""
         for version in self._all():
             yield from version.started
+
+    @property
+    def queues(self) -> dict[tuple[str, int], int]:
+        """How many requests wait for a place, by version."""
+        return {(v.version.name, v.version.number): v.line.length for v in self._all()}
 
     @property
     def states(self) -> dict[tuple[str, int], State]:
@@ -143,6 +155,7 @@ class Reconciler:
         for name in self.settings.models:
             self._let_go(name)
         self._note_states()
+        self._note_swaps()
         self._publish()
 
     def _changed(self) -> None:
@@ -355,6 +368,7 @@ class Reconciler:
             awaited=served.lazy or (place is not None and place.swapping),
             adapters=served.adapters,
             balance=served.balance,
+            line=served.line,
         )
 
     def _let_go(self, name: str) -> None:
@@ -378,7 +392,19 @@ class Reconciler:
             if key not in self._seen or self._seen[key][0] != state:
                 self._seen[key] = (state, datetime.now(UTC))
                 self.transitions[*key, state] += 1
+                if state == State.FAILED and key[1] != self._answering.get(key[0], key[1]):
+                    self.swaps[key[0], "failed"] += 1
                 log.info("%s is %s", version.version.tag, state)
+
+    def _note_swaps(self) -> None:
+        for name, labels in self.labels.items():
+            number = labels.get(PRODUCTION)
+            version = self.served[name].get(number) if number is not None else None
+            if number is None or version is None or version.state != State.READY:
+                continue
+            if self._answering.setdefault(name, number) != number:
+                self._answering[name] = number
+                self.swaps[name, "done"] += 1
 
     def answers(self, name: str) -> bool:
         """Whether a request that names only this model gets an answer, sooner or later."""

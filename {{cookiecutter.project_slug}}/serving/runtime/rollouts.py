@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 from serving.runtime.gates import Answers, Verdict, baseline_of, judge
 from serving.runtime.operations import Operations, Refused
@@ -64,6 +66,10 @@ class Rollouts:
     def __init__(self, reconciler: Reconciler, operations: Operations) -> None:
         self._reconciler = reconciler
         self._operations = operations
+        #: How steps ended: passed, or rolled back because a gate was breached.
+        self.steps: Counter[tuple[str, Literal["passed", "rolled_back"]]] = Counter()
+        for model in reconciler.settings.models:
+            self.steps[model, "passed"] = self.steps[model, "rolled_back"] = 0
         self._watches: dict[str, Watch] = {}
         self._leader: asyncio.Task[None] | None = None
 
@@ -131,6 +137,7 @@ class Rollouts:
     async def _act(self, model: str, watch: Watch, verdict: Verdict, revision: int) -> None:
         if verdict.decision == "breach":
             await self._operations.rollback(model, by=BY, revision=revision, why=verdict.why)
+            self.steps[model, "rolled_back"] += 1
         elif verdict.decision == "pass":
             await self._operations.advance_rollout(
                 model,
@@ -139,3 +146,4 @@ class Rollouts:
                 revision=revision,
                 why=verdict.why,
             )
+            self.steps[model, "passed"] += 1

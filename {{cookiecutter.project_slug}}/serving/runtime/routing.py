@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from serving.contract.errors import (
     overloaded,
 )
 from serving.runtime.balancing import least_in_flight
+from serving.runtime.queue import Line
 from serving.runtime.replica import Replica, State
 from serving.runtime.wanted import PRODUCTION
 from serving.settings import Settings
@@ -43,7 +45,7 @@ class Target:
     """A version that is to be served, and the replicas that serve it now.
 
     `load` asks for it to be loaded. Requests wait for it only if it is `awaited`: loaded when the
-    first of them comes, or swapped in place.
+    first of them comes, or swapped in place. In the `line` they wait for a place on a replica.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Target:
     awaited: bool = False
     adapters: frozenset[str] = frozenset()
     balance: Balance = least_in_flight
+    line: Line[Route] = field(default_factory=Line)
 
     @property
     def tag(self) -> str:
@@ -103,7 +106,8 @@ class ServedModel:
 @dataclass(slots=True)
 class Route:
     """Where one request goes. `label` is the one that sent it there, empty when the request named
-    a version; `adapter` the LoRA adapter it asks for, or empty.
+    a version; `adapter` the LoRA adapter it asks for, or empty. It waited `queued` seconds for its
+    place; `freed` is told when it leaves it and others wait.
 
     To be entered around the request, before anything else is awaited: a replica is not stopped
     while it has requests, within limits.
@@ -113,12 +117,19 @@ class Route:
     replica: Replica
     label: str
     adapter: str = ""
+    queued: float = 0.0
+    freed: Callable[[Target], None] | None = None
+    entered: bool = False
 
     def __enter__(self) -> None:
-        self.replica.in_flight += 1
+        if not self.entered:  # a place that was waited for is taken already
+            self.entered = True
+            self.replica.in_flight += 1
 
     def __exit__(self, *_: object) -> None:
         self.replica.in_flight -= 1
+        if self.target.line.length and self.freed is not None:
+            self.freed(self.target)
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,11 @@ class Router:
         self._published = asyncio.Event()
 
     def publish(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
+        before, self.snapshot = self.snapshot, snapshot
+        for model in before.models.values():
+            for target in model.targets.values():
+                if target.line.length:
+                    self._seat(target)
         published, self._published = self._published, asyncio.Event()
         published.set()
 
@@ -169,24 +184,84 @@ class Router:
         address: str,
         caller: str = "",
         *,
+        asker: str = "",
         opening: Callable[[], str] = str,
         but_not: Replica | None = None,
     ) -> Route:
         """For a request of `caller`, which any string may name: one caller's requests keep to one
-        side of a canary. `opening` tells how its conversation begins; `but_not` is a replica that
+        side of a canary. Where requests wait, each `asker` has turns; it is the caller unless it
+        is given. `opening` tells how its conversation begins; `but_not` is a replica that
         just failed it.
 
         Raises `ApiError`: 404 for an unknown address, 503 when nothing can answer it now.
         """
-        target, label, adapter = self.snapshot.find(address, caller)
-        if not target.replicas and target.awaited and target.state != State.FAILED:
-            target.load()
-            target = await self._loaded(address, caller)
-        replicas = [r for r in target.replicas if r is not but_not] if but_not else target.replicas
-        if not replicas:
-            raise self._unavailable(address, target.state)
-        replica = replicas[0] if len(replicas) == 1 else target.balance(replicas, opening)
-        return Route(target, replica, label, adapter)
+        while True:
+            target, label, adapter = self.snapshot.find(address, caller)
+            if not target.replicas and target.awaited and target.state != State.FAILED:
+                target.load()
+                target = await self._loaded(address, caller)
+            replicas = target.replicas
+            if but_not is not None:  # it has waited once, and does not again
+                replicas = tuple(r for r in replicas if r is not but_not)
+            if not replicas:
+                raise self._unavailable(address, target.state)
+            replica = replicas[0] if len(replicas) == 1 else target.balance(replicas, opening)
+            full = target.line.length or replica.in_flight >= self._settings.limits.in_flight
+            if not full or but_not is not None:
+                return Route(target, replica, label, adapter, freed=self._seat)
+            route = await self._place(target, asker or caller, opening)
+            if route is not None:
+                route.label, route.adapter = label, adapter
+                return route
+
+    async def _place(self, target: Target, asker: str, opening: Callable[[], str]) -> Route | None:
+        """Entered already; None when the version is served no more, so that another may be."""
+        most = self._settings.limits.queue * len(target.replicas)
+        line, began = target.line, time.perf_counter()
+        turn = line.join(asker, opening, most)
+        self._seat(target)
+        route: Route | None = None
+        try:
+            async with asyncio.timeout(self._settings.timeouts.queue):
+                route = await turn.place
+        except TimeoutError:
+            self._forgo(turn.place)
+            raise overloaded(
+                f"No place came free in {self._settings.timeouts.queue:g} s; ask again."
+            ) from None
+        except asyncio.CancelledError:
+            self._forgo(turn.place)
+            raise
+        finally:
+            line.leave(asker, turn)
+        if route is not None:
+            route.queued = time.perf_counter() - began
+        return route
+
+    def _seat(self, target: Target) -> None:
+        """Gives free places to those who wait in the target's line."""
+        model = self.snapshot.models.get(target.name)
+        now = model.targets.get(target.number) if model is not None else None
+        if now is None or not now.replicas or now.line is not target.line:
+            target.line.dissolve()
+            return
+        while now.line.length:
+            free = [r for r in now.replicas if r.in_flight < self._settings.limits.in_flight]
+            if not free:
+                return
+            turn = now.line.next()
+            if not turn.place.done():  # else its time was over just now
+                route = Route(now, now.balance(free, turn.opening), "", freed=self._seat)
+                route.__enter__()
+                turn.place.set_result(route)
+
+    @staticmethod
+    def _forgo(place: asyncio.Future[Route | None]) -> None:
+        """Somebody else may have the place that came too late."""
+        if place.done() and not place.cancelled() and place.exception() is None:
+            route = place.result()
+            if route is not None:
+                route.__exit__()
 
     async def _loaded(self, address: str, caller: str) -> Target:
         if self._waiting >= self._settings.limits.waiting:

@@ -12,8 +12,9 @@ from pathlib import Path
 from serving.runtime.balancing import BALANCING
 from serving.runtime.devices import Devices
 from serving.runtime.keeper import Keeper
+from serving.runtime.queue import Line
 from serving.runtime.replica import Replica, ReplicaDied, State
-from serving.runtime.routing import Balance
+from serving.runtime.routing import Balance, Route
 from serving.runtime.store import ModelStore, Version
 from serving.settings import GpuEngine, ModelSection, Settings
 
@@ -45,6 +46,7 @@ class ServedVersion:
         self.version = version
         self.section = settings.engine_of(version.name, version.number)
         self.cut = 0
+        self.line: Line[Route] = Line()
         self._settings = settings
         self._store = store
         self._refused = refused

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 
 from serving.contract.errors import ApiError, engine_error, timed_out
 from serving.contract.events import EngineEvent, Usage
@@ -16,44 +18,109 @@ from serving.runtime.wire import EngineGone, EngineReply, Wire
 log = logging.getLogger("bentoml.serving")
 
 
-class EngineStream:
-    """The events of one answer to `request`, sent as `call`. `complete` is set once the engine has
-    ended it well."""
+#: What becomes of the events that came together.
+Take = Callable[[list[EngineEvent]], object]
 
-    def __init__(self, engine: Engine, wire: Wire, request: Request, call: EngineCall) -> None:
+
+class EngineStream:
+    """The events of one answer to `request`, sent as `call` with `headers`, which are whole lines.
+    `complete` is set once the engine has ended it well; `heard` is when it said something last, by
+    the loop's clock, 0 before."""
+
+    def __init__(
+        self, engine: Engine, wire: Wire, request: Request, call: EngineCall, headers: bytes = b""
+    ) -> None:
         self.complete = False
+        self.heard = 0.0
         self._engine = engine
         self._wire = wire
         self._call = call
+        self._headers = headers
         self._request = request
         self._reply: EngineReply | None = None
         self._reader = EventReader()
         self._body: list[bytes] = []
         self._decoder = engine.decoder(request.inner)
         self._done = False
+        self._take: Take | None = None
+        self._fault: Exception | None = None
+        self._paused = False
+        self._time = asyncio.get_running_loop().time
 
-    async def next(self, patience: float) -> list[EngineEvent] | None:
-        """The events that came together; an empty list may come any time and means nothing; None
-        after `patience` seconds of silence.
+    async def more(self, take: Take, patience: float) -> bool:
+        """Waits for the answer's head, for its end, or for `wake`. Meanwhile its events go to
+        `take`, in the callback of the socket that brought them. False after `patience` seconds of
+        silence.
 
-        Raises `EngineGone` when the engine vanished, `ApiError` when it refused or failed.
+        Raises `EngineGone` when the engine vanished, `ApiError` when it refused or failed, and what
+        `take` raised.
         """
         if self._reply is None:
-            self._reply = await self._wire.request("POST", self._call.path, self._call.body)
-        if not self._reply.status and not await self._head(patience):
-            return None
-        if self._reply.status != 200:
-            raise self._refused(self._reply.status, await self._reply.body())
-        data = await self._reply.read(patience)
-        if data is None:
-            return None
-        if not self._call.streamed:
-            return self._whole(data)
-        if data == b"":
-            if self._reader.pending or (self._engine.ends_with_done and not self._done):
-                raise EngineGone("the engine ended its stream too early")
-            self.complete = True
-            return []
+            self._reply = await self._ask()
+        if self._take is None:
+            if not self._reply.status and not await self._head(patience):
+                return False
+            if self._reply.status != 200:
+                raise self._refused(self._reply.status, await self._reply.body())
+            self._take = take
+            self._reply.listen(self._received)
+        elif not await self._changed(patience):
+            return False
+        if self._fault is not None:
+            raise self._fault
+        if self._reply.complete and not self.complete:
+            self._end()
+        return True
+
+    def wake(self) -> None:
+        """Lets `more` return."""
+        assert self._reply is not None
+        self._reply.wake()
+
+    def pause(self) -> None:
+        """Reads no more from the engine until `resume`."""
+        assert self._reply is not None
+        self._paused = True
+        self._reply.pause()
+
+    def resume(self) -> None:
+        if self._paused:
+            assert self._reply is not None
+            self._paused = False
+            self.heard = self._time()
+            self._reply.resume()
+
+    async def _changed(self, patience: float) -> bool:
+        assert self._reply is not None
+        since = self._time()
+        while not self.complete and self._fault is None:
+            left = max(since, self.heard) + patience - self._time()
+            if left < 0.001:  # uvloop's clock ticks in milliseconds
+                if not self._paused:
+                    return False
+                since = self._time()  # it is not the engine that says nothing
+            elif await self._reply.changed(left):
+                break
+        return True
+
+    def _received(self, data: bytes) -> None:
+        if self.complete or self._fault is not None:
+            return
+        assert self._reply is not None and self._take is not None
+        try:
+            if not self._call.streamed:
+                self._body.append(data)
+                return
+            events = self._events(data)
+            if events:
+                self.heard = self._time()
+                self._take(events)
+        except Exception as error:  # for whoever waits in `more`
+            self._fault = error
+        if self.complete or self._fault is not None:
+            self._reply.wake()
+
+    def _events(self, data: bytes) -> list[EngineEvent]:
         try:
             payloads = self._reader.feed(data)
         except ValueError as error:
@@ -70,18 +137,19 @@ class EngineStream:
             raise self._refused(refused.status, refused.body) from None
         return events
 
+    def _end(self) -> None:
+        """The engine has ended its reply, and not by its own end mark."""
+        assert self._take is not None
+        if not self._call.streamed:
+            self._take([self._decoder.decode(b"".join(self._body))])
+        elif self._reader.pending or (self._engine.ends_with_done and not self._done):
+            raise EngineGone("the engine ended its stream too early")
+        self.complete = True
+
     @property
     def counted(self) -> Usage | None:
         """What the engine has counted so far, if it tells before the end."""
         return self._decoder.counted()
-
-    def _whole(self, data: bytes) -> list[EngineEvent]:
-        """An answer that is one JSON body is one event, once all of it is there."""
-        if data:
-            self._body.append(data)
-            return []
-        self.complete = True
-        return [self._decoder.decode(b"".join(self._body))]
 
     async def close(self) -> None:
         """Keeps the connection for the next request if this one is complete; otherwise leaves,
@@ -95,6 +163,10 @@ class EngineStream:
                 await self._reply.read(1.0)
         self._reply.close()
 
+    async def _ask(self, *, fresh: bool = False) -> EngineReply:
+        path, body = self._call.path, self._call.body
+        return await self._wire.request("POST", path, body, headers=self._headers, fresh=fresh)
+
     async def _head(self, patience: float) -> bool:
         assert self._reply is not None
         try:
@@ -102,7 +174,7 @@ class EngineStream:
         except EngineGone:
             if not self._reply.stale:
                 raise
-        self._reply = await self._wire.request("POST", self._call.path, self._call.body, fresh=True)
+        self._reply = await self._ask(fresh=True)
         return await self._reply.head(patience)
 
     def _refused(self, status: int, body: bytes) -> ApiError:
@@ -117,10 +189,8 @@ async def read_all(stream: EngineStream, patience: float) -> list[EngineEvent]:
     events: list[EngineEvent] = []
     try:
         while not stream.complete:
-            got = await stream.next(patience)
-            if got is None:
+            if not await stream.more(events.extend, patience):
                 raise timed_out("The engine fell silent.")
-            events += got
     finally:
         await stream.close()
     return events

@@ -1,8 +1,8 @@
 """HTTP/1.1 to one engine, as an asyncio protocol of our own.
 
-The relay is what this program does all day: one wake-up for each read from the engine, no copy of
-what needs none. Framing is left to httptools (the parser of Node.js). Back-pressure reaches the
-engine: while nobody reads a reply, its socket is not read either.
+The relay is what this program does all day: what a read from the engine brings goes to a listener
+in the same callback, and no task wakes for it. Framing is left to httptools (the parser of
+Node.js). Back-pressure reaches the engine: while nobody takes a reply, its socket is not read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import httptools
@@ -69,10 +69,10 @@ class Wire:
                 reply.close()
 
     async def request(
-        self, method: str, path: str, body: bytes, *, fresh: bool = False
+        self, method: str, path: str, body: bytes, *, headers: bytes = b"", fresh: bool = False
     ) -> EngineReply:
-        """Sends one request; the reply's head comes later. Raises `EngineGone`, or `ApiError` when
-        this process has no socket left.
+        """Sends one request; the reply's head comes later. `headers` are whole lines, for it alone.
+        Raises `EngineGone`, or `ApiError` when this process has no socket left.
 
         A kept connection may turn out to have been closed by the engine while it was idle, which
         shows as `EngineReply.stale`; ask again with `fresh` then.
@@ -80,7 +80,7 @@ class Wire:
         head = f"{method} {path} HTTP/1.1\r\ncontent-length: {len(body)}\r\n".encode()
         reused = bool(self._idle) and not fresh
         connection = self._idle.pop() if reused else await self._connect()
-        return connection.send(head + self._head + b"\r\n" + body, reused)
+        return connection.send(head + self._head + headers + b"\r\n" + body, reused)
 
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
@@ -104,15 +104,18 @@ class Wire:
 
 
 class EngineReply:
-    """One reply: its status (0 until the head came), then its bytes as they come."""
+    """One reply: its status (0 until the head came), then its bytes as they come, to be `read` or
+    to be listened to."""
 
     def __init__(self, connection: _Connection, reused: bool) -> None:
         self._connection = connection
         self._reused = reused
         self._loop = asyncio.get_running_loop()
+        self._listener: Callable[[bytes], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = 0.0
+        self._wakes = 0
         self._buffer: list[bytes] = []
         self._size = 0
         self._error: Exception | None = None
@@ -146,13 +149,40 @@ class EngineReply:
         if self._error is not None:
             raise self._error
         if self._buffer:
-            data = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
-            self._buffer.clear()
-            self._size = 0
+            data = self._taken()
             if not self.complete:
                 self._connection.resume()
             return data
         return b"" if self.complete else None
+
+    def listen(self, listener: Callable[[bytes], None]) -> None:
+        """From now on each read's bytes go to `listener`, which must not raise, at once."""
+        self._listener = listener
+        if self._buffer:
+            listener(self._taken())
+            if not self.complete:
+                self._connection.resume()
+
+    async def changed(self, patience: float) -> bool:
+        """Whether it ended or `wake` was called; false when that did not come in `patience`
+        seconds. What a listener heard is no change. Raises as `read` does, once all was heard."""
+        if not self.complete and self._error is None:
+            before = self._wakes
+            await self._woken(patience)
+            if self._error is None:
+                return self.complete or self._wakes != before
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def pause(self) -> None:
+        """Reads no more of it until `resume`."""
+        if not self.complete:  # a complete reply's connection may serve another one by now
+            self._connection.pause()
+
+    def resume(self) -> None:
+        if not self.complete:
+            self._connection.resume()
 
     async def body(self, limit: int = 1024 * 1024) -> bytes:
         """The whole body, cut off at `limit` bytes."""
@@ -181,9 +211,21 @@ class EngineReply:
     def received(self, data: bytes) -> None:
         self._buffer.append(data)
         self._size += len(data)
-        if self._size > HIGH_WATER:
+
+    def deliver(self) -> None:
+        """What one read of the socket brought is there."""
+        if self._listener is not None and self._buffer:
+            self._listener(self._taken())
+        elif self._size > HIGH_WATER and not self.complete:
             self._connection.pause()
-        self.wake()
+        if self._buffer or self.complete:
+            self.wake()
+
+    def _taken(self) -> bytes:
+        data = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
+        self._buffer.clear()
+        self._size = 0
+        return data
 
     def fail(self, error: Exception) -> None:
         if self._error is None and not self.complete:
@@ -191,6 +233,8 @@ class EngineReply:
             self.wake()
 
     def wake(self) -> None:
+        """For whoever waits for a change."""
+        self._wakes += 1
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -211,7 +255,7 @@ class EngineReply:
         if self._waiter is None or self._waiter.done():
             return
         if self._loop.time() >= self._wake_at:
-            self.wake()
+            self._waiter.set_result(None)
         else:
             self._timer = self._loop.call_at(self._wake_at, self._ring)
 
@@ -241,13 +285,14 @@ class _Connection(asyncio.Protocol):
         if self._reply is None:  # bytes nobody asked for
             self.close()
             return
-        self._reply.untouched = False
+        reply = self._reply
+        reply.untouched = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
-            if self._reply is not None:
-                self._reply.fail(EngineGone("the engine sent what is not HTTP"))
+            reply.fail(EngineGone("the engine sent what is not HTTP"))
             self.close()
+        reply.deliver()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -267,15 +312,14 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         assert self._reply is not None
-        reply, self._reply = self._reply, None
-        reply.complete = True
+        self._reply.complete = True
+        self._reply = None
         self.resume()
         if self._parser.should_keep_alive() and self._transport is not None:
             self._parser = httptools.HttpResponseParser(self)
             self._idle.append(self)
         else:
             self.close()
-        reply.wake()
 
     def pause(self) -> None:
         if self._transport is not None and not self._paused:

@@ -9,7 +9,7 @@ from typing import Any
 from serving.settings.document import ModelSection, Settings
 
 #: What makes up `Timeouts.longest_wait`.
-_LONG = ("lazy", "answer", "start", "warmup")
+_LONG = ("lazy", "queue", "answer", "start", "warmup")
 _OF_A_MODEL = (
     "versions",
     "balance",
@@ -33,8 +33,9 @@ def take_over(
     it runs, so that nothing may wait longer.
     """
     before = running.model_dump()
-    running.restarts, running.limits = new.restarts, new.limits
-    running.timeouts = new.timeouts
+    running.restarts = new.restarts
+    running.limits = new.limits.model_copy(update={"redis_env": running.limits.redis_env})
+    running.timeouts, running.logs = new.timeouts, new.logs
     if new.timeouts.longest_wait > longest_wait:
         kept = {name: before["timeouts"][name] for name in _LONG}
         running.timeouts = new.timeouts.model_copy(update=kept)

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from serving.settings.engines import EngineSettings, GpuEngine, ProcessEngine
 from serving.settings.faults import sentence
-from serving.settings.sections import Count, Name, Placed, Section, Variable
+from serving.settings.sections import Count, Name, Placed, RedisVariable, Section, Variable
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -113,9 +113,14 @@ class Timeouts(Section):
     `first_token` and `stall`: the longest silence before and within an answer. `answer`: the
     longest that a reply which is not streamed may take. `keepalive`: an SSE comment after so much
     silence. `health`: the longest wait for the engine's health answer.
-    `lazy`: how long a request waits for a lazy model, or one that is swapped in place. `drain`: how
+    `lazy`: how long a request waits for a lazy model, or one that is swapped in place. `queue`: how
+    long it waits for a place on a replica. `drain`: how
     long running answers may go on after a stop was asked, or their version was taken out of
     service. `stop`: from an engine's SIGTERM to its SIGKILL.
+
+    Of clients: `head` is for a request's line and headers to come, `body` for the rest of it.
+    `idle`: how long a connection stays open between two requests. `write`: how long a client may
+    take no byte of its answer.
     """
 
     start: Seconds = 600
@@ -126,13 +131,18 @@ class Timeouts(Section):
     keepalive: Seconds = 15
     health: Seconds = 10
     lazy: Seconds = 60
+    queue: Seconds = 60
     drain: Seconds = 30
     stop: Seconds = 10
+    head: Seconds = 10
+    body: Seconds = 60
+    idle: Seconds = 75
+    write: Seconds = 60
 
     @property
     def longest_wait(self) -> float:
         """For any reply's first byte: an answer of a lazy model, or an operator's load."""
-        return max(self.lazy + self.answer, self.start + self.warmup)
+        return max(self.lazy + self.queue + self.answer, self.start + self.warmup)
 
 
 class Restarts(Section):
@@ -148,14 +158,24 @@ class Restarts(Section):
 
 
 class Limits(Section):
-    """`waiting`: the requests that may wait for versions to load; more get a 503 at once.
+    """`in_flight`: the requests that one replica gets at once, and `queue`: those that may wait for
+    it, its callers in turn; more get a 503 at once. `waiting`: the requests that may wait for
+    versions to load; more get a 503 as well.
     `per_key`: what a key may take that has no limits of its own. `assumed_answer`: the tokens that
-    are reserved for an answer whose length the request does not limit."""
+    are reserved for an answer whose length the request does not limit. `redis_env`: the environment
+    variable with the URL of a Redis where all replicas of the service count together, as in
+    redis://USER:PASSWORD@HOST/0, or rediss:// for TLS. `on_failure`: while that Redis is away, each
+    replica counts by itself (`open`), or answers requests that have limits with a 503
+    (`closed`)."""
 
+    in_flight: Count = 1024
+    queue: Annotated[int, Field(ge=0)] = 1024
     waiting: Count = 1000
     per_key: Quota = Quota()
     assumed_answer: Count = 512
     max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
+    redis_env: RedisVariable | None = None
+    on_failure: Literal["open", "closed"] = "open"
 
 
 class Auth(Section):
@@ -170,6 +190,24 @@ class Cors(Section):
     `*` is every page."""
 
     origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = []
+
+
+class Logs(Section):
+    """`requests`: one line of JSON on stdout for each request. `prompts`: with the beginning of
+    what the client wrote in it."""
+
+    requests: bool = True
+    prompts: bool = False
+
+
+class Tracing(Section):
+    """One OpenTelemetry span for each request, sent to the collector at `otlp_endpoint` over
+    OTLP/HTTP, as in http://127.0.0.1:4318; null: none, unless the environment variable
+    OTEL_EXPORTER_OTLP_ENDPOINT names a collector. `sample_rate` is the part of the requests whose
+    callers have not decided that already."""
+
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$")] | None = None
+    sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 class LedgerSection(Section):
@@ -206,6 +244,8 @@ class Settings(Section):
     database: DatabaseSection = DatabaseSection()
     ledger: LedgerSection = LedgerSection()
     cors: Cors = Cors()
+    logs: Logs = Logs()
+    tracing: Tracing = Tracing()
 
     def engine_of(self, model: str, number: int) -> EngineSettings:
         """The engine section for one version of a model."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 from postgres import Server
 from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
 
 from serving.accounts.database import Database, DatabaseError
 from serving.accounts.ledger import BATCH, Entry, Ledger
@@ -29,6 +31,13 @@ def entry(**fields: object) -> Entry:
 async def count(database: Database) -> int:
     async with database.session() as session:
         return await session.scalar(select(func.count()).select_from(UsageRow)) or 0
+
+
+async def count_if_there(database: Database) -> int:
+    try:
+        return await count(database)
+    except OperationalError:
+        return 0
 
 
 class Away:
@@ -213,42 +222,64 @@ async def test_a_row_that_the_database_does_not_take_holds_up_no_other(
     await database.close()
 
 
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
 async def test_a_database_that_comes_back_in_the_midst_of_a_batch_has_refused_none(
-    ledger: Ledger, database: Database, away: Away, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, database: Database, away: Away, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    insert, tries = ledger._insert, 0
+    """After so many of: the batch, its first row, a look at the database, its first row again."""
+    steps = 0
 
-    async def insert_later(entries: list[Entry]) -> None:
-        nonlocal tries
-        tries += 1
-        try:
-            await insert(entries)
-        finally:
-            if tries == 2:  # the batch failed, and so did its first row
-                await away.come_back()
+    def counted(step: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        async def then_come_back(*args: object) -> None:
+            nonlocal steps
+            steps += 1
+            this = steps
+            try:
+                await step(*args)
+            finally:
+                if this == after:
+                    await away.come_back()
 
-    monkeypatch.setattr(ledger, "_insert", insert_later)
+        return then_come_back
+
+    monkeypatch.setattr(ledger, "_insert", counted(ledger._insert))
+    monkeypatch.setattr(database, "check", counted(database.check))
     await away.go()
     for _ in range(3):
         ledger.note(entry())
-    await ledger.flush()
-    assert (ledger.fault, ledger.lost, await count(database)) == ("", 0, 3)
+    while await count_if_there(database) < 3:
+        await ledger.flush()
+    assert (ledger.fault, ledger.lost) == ("", 0)
 
 
-async def test_strict_rows_are_all_kept_while_the_database_comes_back(
-    ledger: Ledger, database: Database, away: Away, state: Path
+async def test_strict_rows_are_all_kept_while_the_database_comes_and_goes(
+    ledger: Ledger, database: Database, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    began, insert, check = time.monotonic(), ledger._insert, database.check
+
+    def check_that_it_is_there() -> None:
+        if int((time.monotonic() - began) * 100) % 2 == 0:  # ten milliseconds it is, ten it is not
+            raise DatabaseError("It is away.")
+
+    async def insert_if_there(entries: list[Entry]) -> None:
+        check_that_it_is_there()
+        await insert(entries)
+
+    async def check_if_there() -> None:
+        check_that_it_is_there()
+        await check()
+
+    monkeypatch.setattr(ledger, "_insert", insert_if_there)
+    monkeypatch.setattr(database, "check", check_if_there)
+
     async def commit(number: int) -> None:
         await asyncio.sleep(number / 1000)
         await ledger.commit(entry())
 
-    await away.go()
-    commits = asyncio.gather(*(commit(number) for number in range(200)))
-    await asyncio.sleep(0.1)
-    await away.come_back()
-    await commits
+    await asyncio.gather(*(commit(number) for number in range(300)))
+    monkeypatch.undo()
     await ledger.flush()
-    assert (ledger.lost, await count(database)) == (0, 200)
+    assert (ledger.lost, await count(database)) == (0, 300)
     assert not (state / "ledger.spool").exists()
 
 

@@ -168,3 +168,12 @@ async def test_an_error_after_the_first_byte_is_the_last_event_of_the_stream() -
     assert len([m for m in client.sent if m["type"] == "http.response.start"]) == 1
     assert client.body.startswith(b"data: 1\n\nevent: error\ndata: {")
     assert client.sent[-1]["more_body"] is False
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip", ""])
+async def test_a_body_that_is_packed_is_refused_unread(coding: str) -> None:
+    client = Client(b"\x1f\x8b")
+    with pytest.raises(ApiError, match="without content-encoding") as refusal:
+        await body_of(client, content_type="application/json", content_encoding=coding)
+    assert refusal.value.status == 415
+    assert client.parts

@@ -569,3 +569,15 @@ async def test_any_other_cancellation_is_not_swallowed() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert service.replica.in_flight == 0
+
+
+async def test_what_came_before_an_engine_vanished_is_sent_before_the_error() -> None:
+    async def handler(request: Request) -> None:  # all of it in one read
+        await request.send(answer("Hel", "lo", done=False))
+
+    async with gateway(handler) as served:
+        reply = await served.post(CHAT, {**HELLO, "stream": True})
+    assert reply.status_code == 200
+    assert b'"content":"Hel"' in reply.content
+    assert b"engine_error" in reply.content
+    assert b"[DONE]" not in reply.content

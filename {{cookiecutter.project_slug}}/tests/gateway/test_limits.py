@@ -10,6 +10,7 @@ from gateway_client import settings
 
 from serving.accounts.keys import ApiKey
 from serving.contract.chat import ChatRequest
+from serving.contract.embeddings import EmbeddingRequest
 from serving.contract.errors import ApiError
 from serving.gateway.auth import Caller
 from serving.gateway.limits import Limiter
@@ -65,7 +66,7 @@ async def refused(limiter: Limiter, who: Caller, **fields: Any) -> ApiError:
 
 async def test_without_limits_nothing_is_counted() -> None:
     reservation = await limiter().reserve(caller(), request())
-    assert (reservation.windows, reservation.slots, reservation.headers) == ([], [], {})
+    assert (reservation.claim, reservation.headers) == (None, {})
 
 
 async def test_requests_per_minute_come_back_with_the_next_minute(clock: Any) -> None:
@@ -95,6 +96,7 @@ async def test_a_refused_request_takes_nothing() -> None:
         reservation = await counters.reserve(who, request(max_tokens=20))
         await counters.settle(reservation, 0)
     assert counters.running == {}
+    assert counters.refusals == {"tokens": 1}
 
 
 async def test_tokens_are_reserved_and_settled_by_what_was_used(clock: Any) -> None:
@@ -136,6 +138,7 @@ async def test_so_many_requests_run_at_once() -> None:
     await counters.settle(running[0], 0)  # once is enough
     running.append(await counters.reserve(who, request()))
     await refused(counters, who)
+    assert counters.refusals == {"concurrent": 2}
 
 
 async def test_a_key_without_limits_of_its_own_has_those_of_every_key() -> None:
@@ -152,3 +155,9 @@ async def test_a_models_limit_is_for_all_its_callers_and_all_its_addresses() -> 
     await counters.reserve(Caller("10.0.0.8"), request(model="chat@canary"))
     await refused(counters, Caller("10.0.0.9"), model="chat/law")
     await counters.reserve(Caller("10.0.0.9"), request(model="code"))
+
+
+async def test_an_embedding_reserves_its_input_and_no_answer() -> None:
+    asked = EmbeddingRequest.model_validate({"model": "chat", "input": "x" * 36})
+    reservation = await limiter(model={"tokens_per_minute": 10}).reserve(caller(), asked)
+    assert reservation.tokens == 10

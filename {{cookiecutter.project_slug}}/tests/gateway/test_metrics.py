@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.engines.metrics import Gauges
-from serving.gateway.metrics import serving_metrics
+from serving.gateway.metrics import Figures
 from serving.runtime.replica import Replica, State
 
 FIGURES = {
@@ -48,10 +49,19 @@ def replica(
     return cast(Replica, made)
 
 
+def page(*replicas: Replica, steps: dict[Any, int] | None = None, **served: Any) -> str:
+    registry = CollectorRegistry()
+    nothing: dict[str, Any] = {"states": {}, "transitions": {}, "queues": {}, "swaps": {}}
+    registry.register(
+        Figures(SimpleNamespace(**{**nothing, "replicas": replicas, **served}), steps or {})
+    )
+    return generate_latest(registry).decode()
+
+
 def samples(*replicas: Replica) -> dict[tuple[str, str], float]:
     """(metric, model) -> value; every sample has the same labels."""
     found = {}
-    for family in text_string_to_metric_families(serving_metrics(replicas, {}, {})):
+    for family in text_string_to_metric_families(page(*replicas)):
         for sample in family.samples:
             model = sample.labels["model"]
             expected = {"model": model, "version": "3", "engine": "vllm", "replica": "0"}
@@ -72,13 +82,15 @@ def test_all_figures_an_engine_can_tell_are_shown() -> None:
 
 
 def test_what_only_grows_is_a_counter_and_all_else_a_gauge() -> None:
-    text = serving_metrics([replica(FIGURES)], {}, {})
+    text = page(replica(FIGURES))
     kinds = {family.name: family.type for family in text_string_to_metric_families(text)}
     counters = {name for name, kind in kinds.items() if kind == "counter"}
     assert counters == {
         "serving_engine_prompt_tokens",
         "serving_engine_generated_tokens",
         "serving_engine_cached_tokens",
+        "serving_rollout_steps",
+        "serving_swaps",
         "serving_version_transitions",
     }
     assert {kind for name, kind in kinds.items() if name not in counters} == {"gauge"}
@@ -111,11 +123,10 @@ def test_without_replicas_there_are_no_samples() -> None:
 
 
 def test_each_metric_says_what_it_is_and_ends_its_line() -> None:
-    """BentoML's own metrics come before it in the same text."""
-    text = serving_metrics(iter([replica(FIGURES)]), {}, {})
+    text = page(replica(FIGURES))
     assert text.endswith("\n")
     assert all(family.documentation for family in text_string_to_metric_families(text))
-    assert text.count("# HELP") == text.count("# TYPE") == len(NAMES) + 4
+    assert text.count("# HELP") == text.count("# TYPE") == len(NAMES) + 7
 
 
 def test_each_look_shows_what_is_so_now() -> None:
@@ -127,10 +138,9 @@ def test_each_look_shows_what_is_so_now() -> None:
 
 
 def test_a_version_is_in_one_state_and_came_through_others() -> None:
-    text = serving_metrics(
-        [],
-        {("chat", 3): State.READY, ("chat", 4): State.LOADING},
-        {("chat", 3, State.LOADING): 2, ("chat", 3, State.READY): 1},
+    text = page(
+        states={("chat", 3): State.READY, ("chat", 4): State.LOADING},
+        transitions={("chat", 3, State.LOADING): 2, ("chat", 3, State.READY): 1},
     )
     found = {
         (sample.name, sample.labels["version"], sample.labels["state"]): sample.value
@@ -143,3 +153,13 @@ def test_a_version_is_in_one_state_and_came_through_others() -> None:
         ("serving_version_transitions_total", "3", "loading"): 2,
         ("serving_version_transitions_total", "3", "ready"): 1,
     }
+
+
+def test_swaps_and_steps_of_rollouts_are_counted_by_how_they_ended() -> None:
+    text = page(swaps={("chat", "done"): 2}, steps={("chat", "rolled_back"): 1})
+    assert 'serving_swaps_total{model="chat",outcome="done"} 2.0' in text
+    assert 'serving_rollout_steps_total{model="chat",outcome="rolled_back"} 1.0' in text
+
+
+def test_the_length_of_each_versions_queue_is_told() -> None:
+    assert 'serving_queue_length{model="chat",version="1"} 7.0' in page(queues={("chat", 1): 7})

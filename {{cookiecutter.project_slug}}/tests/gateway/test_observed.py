@@ -64,6 +64,17 @@ def test_an_answer_shows_in_every_figure() -> None:
         assert value(observed, "serving_tokens_total", **SERVED, kind=kind) == tokens
 
 
+def test_the_wait_for_its_turn_counts_where_there_was_a_queue() -> None:
+    observed = Observed()
+    observed.answered(answer(), 200)
+    assert ("serving_queue_seconds_count", tuple(SERVED.items())) not in samples(observed)
+    waited = answer()
+    waited.queued = 0.25
+    observed.answered(waited, 200)
+    assert value(observed, "serving_queue_seconds_count", **SERVED) == 1
+    assert value(observed, "serving_queue_seconds_sum", **SERVED) == 0.25
+
+
 def test_one_that_was_cut_short_counts_as_far_as_it_came() -> None:
     observed = Observed()
     outcome = Outcome("chat", 3, "canary")

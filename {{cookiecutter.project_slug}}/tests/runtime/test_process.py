@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reconciling import running_children, until
 
 from serving.runtime.process import EngineProcess, Exit
 
@@ -98,3 +99,17 @@ async def test_a_killed_guard_counts_as_a_killed_engine(tmp_path: Path) -> None:
 def test_only_the_last_lines_are_shown() -> None:
     shown = str(Exit(1, [str(i) for i in range(30)])).split("\n    ")
     assert shown == ["exit status 1", *map(str, range(15, 30))]
+
+
+async def test_a_start_that_is_cancelled_leaves_no_guard(tmp_path: Path) -> None:
+    for turns in range(5):  # at each point where it waits
+        starting = asyncio.ensure_future(start(tmp_path, "import time; time.sleep(60)"))
+        for _ in range(turns):
+            await asyncio.sleep(0.02)
+        if starting.done():
+            await (await starting).stop()
+            continue
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    await until(lambda: running_children() == [])

@@ -13,7 +13,7 @@ from serving.contract.chat import ChatRequest
 from serving.contract.completions import CompletionRequest
 from serving.contract.embeddings import EmbeddingRequest
 from serving.contract.errors import ApiError
-from serving.contract.events import Usage
+from serving.contract.events import EngineEvent, Usage
 from serving.contract.sampling import Request as AnyRequest
 from serving.engines.base import Engine, EngineCall
 from serving.engines.transformers import Transformers
@@ -140,13 +140,58 @@ async def test_leaving_early_tells_the_engine_to_stop_generating() -> None:
 
     async with serving(handler) as server:
         stream = open_stream(server.port)
-        assert await stream.next(10) is not None
+        assert await stream.more(print, 10)
         await stream.close()
         async with asyncio.timeout(10):
             await left.wait()
 
 
-async def test_silence_before_and_within_the_answer_is_none_each_time() -> None:
+async def test_a_pause_at_the_end_of_an_answer_does_not_outlast_it() -> None:
+    async def handler(request: Request) -> None:
+        await request.send(answer("a"))
+
+    async with serving(handler) as server:
+        wire = Wire("127.0.0.1", server.port, {})
+        for _ in range(2):
+            stream = open_stream(server.port, wire=wire)
+
+            def take(_: list[EngineEvent], stream: EngineStream = stream) -> None:
+                stream.pause()
+
+            async with asyncio.timeout(10):
+                while not stream.complete:
+                    assert await stream.more(take, 5)
+                await stream.close()
+        assert server.connections == 1
+
+
+async def test_a_paused_stream_is_not_silent() -> None:
+    told = asyncio.Event()
+
+    async def handler(request: Request) -> None:
+        text = event({"choices": [{"delta": {"content": "a"}}]})
+        await request.send(STREAM + chunk(text))
+        await told.wait()
+        await request.send(chunk(text) + chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
+
+    async with serving(handler) as server:
+        stream = open_stream(server.port)
+        heard = []
+
+        def take(events: list[EngineEvent]) -> None:
+            heard.append(events)
+            stream.pause()
+            asyncio.get_running_loop().call_later(0.3, stream.resume)
+            told.set()
+
+        async with asyncio.timeout(10):
+            while not stream.complete:
+                assert await stream.more(take, 0.15)
+        await stream.close()
+    assert len(heard) >= 2
+
+
+async def test_silence_before_and_within_the_answer_is_told_each_time() -> None:
     release = asyncio.Event()
 
     async def handler(request: Request) -> None:
@@ -156,10 +201,11 @@ async def test_silence_before_and_within_the_answer_is_none_each_time() -> None:
 
     async with serving(handler) as server:
         stream = open_stream(server.port)
-        assert await stream.next(0.02) is None
-        assert await stream.next(0.02) is None
+        assert not await stream.more(print, 0.02)
+        assert not await stream.more(print, 0.02)
         release.set()
-        assert await stream.next(0.1) is None
+        assert await stream.more(print, 10)  # the head
+        assert not await stream.more(print, 0.1)
         await stream.close()
 
 

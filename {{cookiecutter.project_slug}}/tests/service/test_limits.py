@@ -74,6 +74,17 @@ def test_200_streams_of_a_key_limited_to_10_never_are_more_in_the_engine(
     assert met["done"] >= 10
 
 
+def test_who_asks_again_at_once_finds_the_place_free(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = make(service, "--concurrent", "1", monkeypatch=monkeypatch)
+    headers = {"authorization": f"Bearer {key}"}
+    for number in range(100):
+        body = chat_body(script(tokens=2), stream=number % 2 == 0)
+        reply = service.http.post("/v1/chat/completions", headers=headers, json=body)
+        assert (reply.status_code, number) == (200, number)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -142,11 +153,11 @@ def test_every_reply_tells_what_is_left(service: Service, monkeypatch: pytest.Mo
 def test_metrics_name_what_is_served_and_nothing_a_client_makes_up(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = make(service, monkeypatch=monkeypatch)
+    key = make(service, "--scope", "inference", "--scope", "metrics", monkeypatch=monkeypatch)
     headers = {"authorization": f"Bearer {key}"}
 
     def series() -> set[str]:
-        lines = service.http.get("/metrics").text.splitlines()
+        lines = service.http.get("/metrics", headers=headers).text.splitlines()
         return {line.rpartition(" ")[0] for line in lines if line.startswith("serving_")}
 
     def ask(model: str) -> int:
@@ -167,3 +178,16 @@ def test_metrics_name_what_is_served_and_nothing_a_client_makes_up(
     assert series() == before
     assert key not in "".join(before)
     assert key.split("-")[1] not in "".join(before)
+
+
+def test_what_an_engine_has_no_place_for_waits_in_turn_or_is_told_to_come_back(
+    serve: Callable[..., Service],
+) -> None:
+    limits = {"in_flight": 4, "queue": 40, "max_body_bytes": 65536}
+    busy = serve(settings={"limits": limits}).start().wait_ready()
+    met = asyncio.run(crowd(busy, "none", [{"tokens": 5, "delay_ms": 50}] * 100))
+    assert met == {"done": met["done"], "503": 100 - met["done"]}
+    assert 44 <= met["done"] < 100
+    assert stats_of(busy, 1)["max_in_flight"] == 4
+    metrics = busy.http.get("/metrics").text
+    assert f'serving_errors_total{{code="overloaded"}} {met["503"]}.0' in metrics
