@@ -67,7 +67,7 @@ class EngineProcess:
                 lambda: asyncio.StreamReaderProtocol(output), process.stdout
             )
         except asyncio.CancelledError:
-            starting.add_done_callback(_abandon)
+            await _put_away(starting)  # nothing of ours may outlive a stop
             raise
         order = {
             "command": command,
@@ -117,12 +117,13 @@ def _start_guard(environment: dict[str, str]) -> subprocess.Popen[bytes]:
     )
 
 
-def _abandon(starting: asyncio.Future[subprocess.Popen[bytes]]) -> None:
-    """A guard that got no order ends with its input."""
-    if not starting.cancelled() and starting.exception() is None:
-        guard_process = starting.result()
+async def _put_away(starting: asyncio.Future[subprocess.Popen[bytes]]) -> None:
+    """Returns when it is gone: a guard that gets no order ends with its input."""
+    with contextlib.suppress(OSError):  # it did not start
+        guard_process = await starting
         assert guard_process.stdin is not None
         guard_process.stdin.close()
+        await asyncio.to_thread(guard_process.wait)
 
 
 def _inherited() -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reconciling import running_children, until
+from reconciling import running_children
 
 from serving.runtime.process import EngineProcess, Exit
 
@@ -112,4 +112,4 @@ async def test_a_start_that_is_cancelled_leaves_no_guard(tmp_path: Path) -> None
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
-    await until(lambda: running_children() == [])
+        assert running_children() == []
