@@ -25,7 +25,7 @@ from gateway_client import Gateway, gateway
 from raw_server import LAST_CHUNK, STREAM, Request, answer, chunk, event
 
 CASES = 2000
-AT_ONCE = 200  # some end only when their engine was silent for too long
+AT_ONCE = 250  # some end only when their engine was silent for too long
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 DONE = b"data: [DONE]\n\n"
 WRONG: list[Any] = [None, True, -1, 2**70, 1.5, "x", "", [], {}, [{}], {"a": 1}, [None], "\ud800"]
@@ -306,7 +306,7 @@ async def test_no_engine_breaks_the_service_or_passes_a_broken_answer_for_a_whol
 ) -> None:
     caplog.set_level(logging.INFO)
     ended: Counter[str] = Counter()
-    async with gateway(play, first_token=1, stall=0.5) as served, served.client() as client:
+    async with gateway(play, first_token=4, stall=4) as served, served.client() as client:
         for first in range(0, CASES, AT_ONCE):
             async with asyncio.timeout(60):
                 results = await asyncio.gather(
