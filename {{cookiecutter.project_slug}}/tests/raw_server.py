@@ -102,7 +102,7 @@ async def serving(handler: Handler) -> AsyncIterator[RawServer]:
         with contextlib.suppress(asyncio.CancelledError):
             await connected(reader, writer)
 
-    server = await asyncio.start_server(tracked, "127.0.0.1", 0)
+    server = await asyncio.start_server(tracked, "127.0.0.1", 0, backlog=1024)
     state.port = server.sockets[0].getsockname()[1]
     try:
         yield state
