@@ -306,7 +306,7 @@ async def test_no_engine_breaks_the_service_or_passes_a_broken_answer_for_a_whol
 ) -> None:
     caplog.set_level(logging.INFO)
     ended: Counter[str] = Counter()
-    async with gateway(play, first_token=2, stall=2) as served, served.client() as client:
+    async with gateway(play, first_token=3, stall=3) as served, served.client() as client:
         for first in range(0, CASES, AT_ONCE):
             async with asyncio.timeout(60):
                 results = await asyncio.gather(
