@@ -15,9 +15,11 @@ import httpx
 
 @dataclass
 class Told:
-    """One stream: when it was asked for, which versions said something, and how it ended."""
+    """One stream: when it was asked for and when its head came, which versions said something, and
+    how it ended."""
 
     asked: float = field(default_factory=time.monotonic)
+    begun: float = float("inf")
     status: int = 0
     versions: set[str] = field(default_factory=set)
     text: str = ""
@@ -77,7 +79,7 @@ class Crowd:
         body = {**self.body, "stream": True, "stream_options": {"include_usage": True}}
         try:
             async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
-                told.status = reply.status_code
+                told.status, told.begun = reply.status_code, time.monotonic()
                 told.versions.add(reply.headers.get("x-served-version", ""))
                 async for line in reply.aiter_lines():
                     self._note(told, line)

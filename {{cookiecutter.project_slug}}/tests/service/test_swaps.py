@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ async def test_versions_go_live_and_back_under_load_without_one_dropped_stream(
     service.start().wait_ready()
     prompt = script(tokens=TOKENS, delay_ms=50)
     crowd = Crowd(service.url, chat_body(prompt, max_tokens=TOKENS))
-    flips: list[tuple[float, str]] = []
+    flips: list[tuple[float, float, str]] = []
     async with crowd.asking(always=64, per_second=20):
         await asyncio.sleep(1)
         for method, path, body, now in (
@@ -63,20 +64,21 @@ async def test_versions_go_live_and_back_under_load_without_one_dropped_stream(
             ("PUT", "labels/production", {"version": 3, "load": True}, "chat:3"),
             ("POST", "rollback", {}, "chat:2"),
         ):
+            asked = time.monotonic()
             reply = await admin(service, method, path, **body)
             assert reply.status_code == 200, reply.text
-            flips.append((time.monotonic(), now))
+            flips.append((asked, time.monotonic(), now))
             await asyncio.sleep(2)
     assert {told.status for told in crowd.told} == {200}
     assert [told.error for told in crowd.told if told.error] == []
     words = " ".join(f"w{i}" for i in range(TOKENS))
     assert {(told.text, told.tokens, told.done) for told in crowd.told} == {(words, TOKENS, True)}
     assert {told.version for told in crowd.told} == {"chat:1", "chat:2", "chat:3"}
-    for (since, version), (until, _) in zip(flips, [*flips[1:], (float("inf"), "")], strict=True):
-        after = [told.version for told in crowd.told if since < told.asked < until]
-        # The next version takes over some time before its flip is told.
-        assert after[0] == version
-        assert "chat:1" not in after
+    for (_, since, version), (until, *_) in pairwise([*flips, (float("inf"), 0.0, "")]):
+        # On a busy machine a client may be so late that the next change was there before it.
+        between = {t.version for t in crowd.told if since < t.asked and t.begun < until}
+        assert between <= {version}
+    assert "chat:1" not in {told.version for told in crowd.told if told.asked > flips[0][1]}
     assert crowd.told[-1].version == "chat:2"
     eventually(lambda: version_states(service) == {2: "ready"}, "the others' end")
     assert service.status("/readyz") == 200
