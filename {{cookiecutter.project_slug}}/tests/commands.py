@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from live_service import PROJECT, Service
+from live_service import PROJECT, Service, eventually
 
 
 def command(service: Service, *words: str) -> subprocess.CompletedProcess[str]:
@@ -25,6 +25,18 @@ def said(service: Service, *words: str) -> str:
     done = command(service, *words)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+def new_key(service: Service, *options: str) -> str:
+    """A key of ann's, once the service knows it; SERVING_CONFIG must name the service's file."""
+    done = command(service, "keys", "create", "ann", *options)
+    assert done.returncode == 0, done.stderr
+    key = done.stdout.strip()
+    headers = {"authorization": f"Bearer {key}"}
+    eventually(
+        lambda: service.http.get("/v1/models", headers=headers).status_code == 200, "it is known"
+    )
+    return key
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:

@@ -6,12 +6,11 @@ import os
 import pwd
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from debian import lacking, running
 from live_service import free_port
 
 MISSING = "PostgreSQL is not installed: apt-get install postgresql, or run `make test` as root"
@@ -83,16 +82,6 @@ class Server:
 def server() -> Iterator[Server]:
     """Skips the test where there is none, but never in continuous integration."""
     if program("initdb") is None:
-        if os.environ.get("CI"):
-            pytest.fail(MISSING)
-        pytest.skip(MISSING)
-    folder = Path(tempfile.mkdtemp(prefix="serving-postgres-"))
-    try:
-        server = Server(folder)
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        lacking(MISSING)
+    with running(Server, "postgres") as server:
+        yield server

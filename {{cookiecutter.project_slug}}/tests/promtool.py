@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from debian import lacking
 
 MISSING = "promtool is not installed: run `make test` as root, or put it on the PATH"
 
@@ -19,9 +19,7 @@ def promtool(*words: str, given: str = "") -> str:
     beside = str(Path(sys.executable).parent)
     program = shutil.which("promtool", path=os.pathsep.join((os.environ["PATH"], beside)))
     if program is None:
-        if os.environ.get("CI"):
-            pytest.fail(MISSING)
-        pytest.skip(MISSING)
+        lacking(MISSING)
     done = subprocess.run(
         [program, *words], input=given, capture_output=True, text=True, timeout=60, check=False
     )

@@ -4,19 +4,17 @@ nothing on the disk."""
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis
+from debian import lacking, running
 from live_service import eventually, free_port
 
 MISSING = "Redis is not installed: apt-get install redis-server, or run `make test` as root"
@@ -84,16 +82,6 @@ class Server:
 def server() -> Iterator[Server]:
     """Skips the test where there is none, but never in continuous integration."""
     if shutil.which("redis-server") is None:
-        if os.environ.get("CI"):
-            pytest.fail(MISSING)
-        pytest.skip(MISSING)
-    folder = Path(tempfile.mkdtemp(prefix="serving-redis-"))
-    try:
-        server = Server(folder)
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        lacking(MISSING)
+    with running(Server, "redis") as server:
+        yield server

@@ -41,7 +41,6 @@ class EngineStream:
         self._reader = EventReader()
         self._body: list[bytes] = []
         self._decoder = engine.decoder(request.inner)
-        self._done = False
         self._take: Take | None = None
         self._fault: Exception | None = None
         self._paused = False
@@ -131,7 +130,7 @@ class EngineStream:
                 event = self._decoder.decode(payload)
                 events.append(event)
                 if event.done:  # whatever follows is no part of the answer
-                    self._done = self.complete = True
+                    self.complete = True
                     break
         except EngineRefused as refused:
             raise self._refused(refused.status, refused.body) from None
@@ -142,7 +141,7 @@ class EngineStream:
         assert self._take is not None
         if not self._call.streamed:
             self._take([self._decoder.decode(b"".join(self._body))])
-        elif self._reader.pending or (self._engine.ends_with_done and not self._done):
+        elif self._reader.pending or self._engine.ends_with_done:
             raise EngineGone("the engine ended its stream too early")
         self.complete = True
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import command
-from live_service import PROJECT, TIMEOUTS, Service, eventually
+from commands import new_key
+from live_service import PROJECT, TIMEOUTS, Service
 
 from serving.runtime.store import ModelStore
 
@@ -59,17 +59,6 @@ def service(
     return service.start().wait_ready()
 
 
-def make_key(service: Service) -> str:
-    done = command(service, "keys", "create", "ann")
-    assert done.returncode == 0, done.stderr
-    key = done.stdout.strip()
-    headers = {"authorization": f"Bearer {key}"}
-    eventually(
-        lambda: service.http.get("/v1/models", headers=headers).status_code == 200, "it is known"
-    )
-    return key
-
-
 def test_no_request_gets_an_answer_that_is_not_in_the_document(service: Service) -> None:
     (service.folder / "schemathesis.toml").write_text(CONFIG, "utf-8")
     report = service.folder / "report.json"
@@ -77,7 +66,7 @@ def test_no_request_gets_an_answer_that_is_not_in_the_document(service: Service)
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json"),
             *("--checks", "all", "--phases", "examples,coverage,fuzzing", "--workers", "1"),
-            *("--header", f"Authorization: Bearer {make_key(service)}"),
+            *("--header", f"Authorization: Bearer {new_key(service)}"),
             *("--continue-on-failure", "--report-json-path", str(report)),
         ],
         cwd=service.folder,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from commands import command
+from commands import new_key
 from live_service import Service, chat_body, eventually
 from scripted_engine import script
 from versions import stats_of
@@ -28,14 +27,7 @@ def service(serve: Callable[..., Service]) -> Service:
 
 def make(service: Service, *options: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("SERVING_CONFIG", str(service.config))
-    done: subprocess.CompletedProcess[str] = command(service, "keys", "create", "ann", *options)
-    assert done.returncode == 0, done.stderr
-    key = done.stdout.strip()
-    headers = {"authorization": f"Bearer {key}"}
-    eventually(
-        lambda: service.http.get("/v1/models", headers=headers).status_code == 200, "it is known"
-    )
-    return key
+    return new_key(service, *options)
 
 
 async def ask(client: httpx.AsyncClient, met: Counter[str], **fields: Any) -> None:
