@@ -1,0 +1,129 @@
+"""Figures from raw samples: exact percentiles, goodput, intervals."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtests.results import Sample, Slo, Spread, Summary
+
+#: Draws of a bootstrap: the ends of a 95 % interval are then known to a few per cent of its width.
+DRAWS = 2000
+
+
+class Interval(NamedTuple):
+    """A value and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """None of nothing. Percentiles are interpolated between neighbours, as numpy does it."""
+    if not len(values):
+        return None
+    array = np.asarray(values, dtype=np.float64)
+    p50, p90, p95, p99 = (float(p) for p in np.percentile(array, (50, 90, 95, 99)))
+    return Spread(len(array), float(array.mean()), p50, p90, p95, p99, float(array.max()))
+
+
+def summarize(
+    samples: Sequence[Sample], slo: Slo, began: float, ended: float, offered: int | None = None
+) -> Summary:
+    """Of a stage that asked from `began` to `ended`. `offered`: what the schedule held; by default
+    what was sent."""
+    counted = [sample for sample in samples if sample.outcome != "cut"]
+    whole = [sample for sample in counted if sample.outcome == "whole"]
+    outcomes = Counter(sample.outcome for sample in counted)
+    good = sum(slo.met_by(sample) for sample in counted)
+    # Answers go on after the last request: what counts is how long it took to give them all.
+    took = max([ended, *(sample.end for sample in counted)]) - began or 1.0
+    gaps = [gap for sample in whole for gap in sample.gaps]
+    late = spread([sample.sent - sample.due for sample in counted])
+    return Summary(
+        requests=len(counted),
+        whole=outcomes["whole"],
+        refused=outcomes["refused"],
+        failed=outcomes["failed"],
+        truncated=outcomes["truncated"],
+        offered_rate=(len(counted) if offered is None else offered) / (ended - began or 1.0),
+        achieved_rate=len(whole) / took,
+        tokens_in_rate=sum(sample.tokens_in or 0 for sample in whole) / took,
+        tokens_out_rate=sum(sample.tokens_out or 0 for sample in whole) / took,
+        good=good / len(counted) if counted else 0.0,
+        goodput=good / took,
+        late_p99=late.p99 if late else 0.0,
+        ttft=spread([sample.ttft for sample in whole if sample.ttft is not None]),
+        itl=spread(gaps),
+        tpot=spread([tpot for sample in whole if (tpot := sample.tpot) is not None]),
+        e2e=spread([sample.latency for sample in whole]),
+        errors=dict(Counter(s.error for s in counted if s.error).most_common(20)),
+    )
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.float64]], float], values: Sequence[float], seed: int = 0
+) -> Interval:
+    """The statistic of `values` with its percentile-bootstrap interval (Efron 1979)."""
+    array = np.asarray(values, dtype=np.float64)
+    draws = _draws(statistic, array, np.random.default_rng(seed))
+    return Interval(statistic(array), *_ends(draws))
+
+
+def difference(
+    statistic: Callable[[NDArray[np.float64]], float],
+    one: Sequence[float],
+    other: Sequence[float],
+    seed: int = 0,
+) -> Interval:
+    """By how much the statistic of `one` is above that of `other`; the two drawn apart."""
+    first, second = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    draws = _draws(statistic, first, rng) - _draws(statistic, second, rng)
+    return Interval(statistic(first) - statistic(second), *_ends(draws))
+
+
+def share(part: int, whole: int) -> Interval:
+    """`part` of `whole` with Wilson's score interval, which stays within 0 and 1 (Wilson 1927)."""
+    if not whole:
+        return Interval(math.nan, 0.0, 1.0)
+    z, p = 1.959964, part / whole
+    centre = (p + z * z / (2 * whole)) / (1 + z * z / whole)
+    half = z * math.sqrt(p * (1 - p) / whole + z * z / (4 * whole**2)) / (1 + z * z / whole)
+    return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def median(values: NDArray[np.float64]) -> float:
+    return float(np.median(values))
+
+
+def p95(values: NDArray[np.float64]) -> float:
+    return float(np.percentile(values, 95))
+
+
+def p99(values: NDArray[np.float64]) -> float:
+    return float(np.percentile(values, 99))
+
+
+def mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean())
+
+
+def _draws(
+    statistic: Callable[[NDArray[np.float64]], float],
+    values: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    picks = (values[rng.integers(0, len(values), len(values))] for _ in range(DRAWS))
+    return np.fromiter((statistic(pick) for pick in picks), np.float64, DRAWS)
+
+
+def _ends(draws: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return float(low), float(high)
