@@ -38,32 +38,31 @@ def summarize(
 ) -> Summary:
     """Of a stage that asked from `began` to `ended`. `offered`: what the schedule held; by default
     what was sent."""
-    counted = [sample for sample in samples if sample.outcome != "cut"]
-    whole = [sample for sample in counted if sample.outcome == "whole"]
-    outcomes = Counter(sample.outcome for sample in counted)
-    good = sum(slo.met_by(sample) for sample in counted)
+    whole = [sample for sample in samples if sample.outcome == "whole"]
+    outcomes = Counter(sample.outcome for sample in samples)
+    good = sum(slo.met_by(sample) for sample in samples)
     # Answers go on after the last request: what counts is how long it took to give them all.
-    took = max([ended, *(sample.end for sample in counted)]) - began or 1.0
+    took = max([ended, *(sample.end for sample in samples)]) - began or 1.0
     gaps = [gap for sample in whole for gap in sample.gaps]
-    late = spread([sample.sent - sample.due for sample in counted])
+    late = spread([sample.sent - sample.due for sample in samples])
     return Summary(
-        requests=len(counted),
+        requests=len(samples),
         whole=outcomes["whole"],
         refused=outcomes["refused"],
         failed=outcomes["failed"],
         truncated=outcomes["truncated"],
-        offered_rate=(len(counted) if offered is None else offered) / (ended - began or 1.0),
+        offered_rate=(len(samples) if offered is None else offered) / (ended - began or 1.0),
         achieved_rate=len(whole) / took,
         tokens_in_rate=sum(sample.tokens_in or 0 for sample in whole) / took,
         tokens_out_rate=sum(sample.tokens_out or 0 for sample in whole) / took,
-        good=good / len(counted) if counted else 0.0,
+        good=good / len(samples) if samples else 0.0,
         goodput=good / took,
         late_p99=late.p99 if late else 0.0,
         ttft=spread([sample.ttft for sample in whole if sample.ttft is not None]),
         itl=spread(gaps),
         tpot=spread([tpot for sample in whole if (tpot := sample.tpot) is not None]),
         e2e=spread([sample.latency for sample in whole]),
-        errors=dict(Counter(s.error for s in counted if s.error).most_common(20)),
+        errors=dict(Counter(s.error for s in samples if s.error).most_common(20)),
     )
 
 

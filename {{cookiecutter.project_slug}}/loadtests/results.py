@@ -13,8 +13,8 @@ import msgspec
 
 #: How a request ended. `whole`: `[DONE]` came, or a JSON reply. `refused`: 429, 503 or 529, said
 #: before anything was sent. `failed`: any other error, told. `truncated`: the stream ended and said
-#: neither `[DONE]` nor an error. `cut`: we ended it ourselves; it is counted nowhere.
-Outcome = Literal["whole", "refused", "failed", "truncated", "cut"]
+#: neither `[DONE]` nor an error.
+Outcome = Literal["whole", "refused", "failed", "truncated"]
 Operation = Literal["chat", "completions", "embeddings"]
 Arrivals = Literal["poisson", "gamma", "constant", "users"]
 
@@ -80,8 +80,8 @@ class Stage(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Open loop: `rate` requests a second, sent when they are due whatever the server does, and with
     `ramp_from` growing from that rate. Closed loop (`arrivals` is `users`): `users` who each ask
-    again `think` seconds after their answer. What is not `measured` warms up. `burstiness` is the
-    coefficient of variation of gamma's gaps: 1 is Poisson, more comes in bursts.
+    again `think` seconds after their answer. What is not `measured` warms up. `burstiness` is the shape
+    of gamma's gaps, as in `vllm bench serve`: 1 is Poisson, less comes in bursts, more is more even.
     """
 
     name: str

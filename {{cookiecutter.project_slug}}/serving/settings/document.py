@@ -5,6 +5,7 @@ Durations are seconds, sizes bytes, lengths tokens.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +17,8 @@ from serving.settings.faults import sentence
 from serving.settings.sections import Count, Name, Placed, RedisVariable, Section, Variable
 
 Seconds = Annotated[float, Field(gt=0)]
+#: The variable that names the state folder, whatever serving.yaml says.
+STATE = "SERVING_STATE"
 
 
 class SettingsError(Exception):
@@ -292,8 +295,9 @@ class Settings(Section):
 def load_settings(path: Path, *, surroundings: bool = True) -> Settings:
     """Read and check serving.yaml. Relative paths in it are taken from its own folder.
 
-    Without `surroundings`, the files and environment variables that it names need not be there yet:
-    enough to install its engines. Raises `SettingsError`.
+    The variable SERVING_STATE names another state folder than the file does: a container's volume,
+    a load test's own. Without `surroundings`, the files and variables that the file names need not
+    be there yet: enough to install its engines. Raises `SettingsError`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -310,6 +314,8 @@ def load_settings(path: Path, *, surroundings: bool = True) -> Settings:
         raise SettingsError(f"{path.name}{line}: not valid YAML: {problem}.") from None
     if not isinstance(document, dict):
         raise SettingsError(f"{path.name}: must hold the keys {', '.join(Settings.model_fields)}.")
+    if (state := os.environ.get(STATE)) and isinstance(document.get("service"), dict):
+        document["service"]["state"] = os.path.abspath(state)
     context = {"folder": path.parent, "surroundings": surroundings}
     try:
         return Settings.model_validate(document, context=context)

@@ -1,0 +1,323 @@
+"""`python -m loadtests [SCENARIO]`: options checked, the scenario run, the report written.
+
+Exit codes: 0 when all verdicts passed, 1 when one failed, 2 when it could not run, 130 when it was
+stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import resource
+import sys
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+
+from loadtests import report as reports
+from loadtests.compare import compare
+from loadtests.crew import CrewError, work
+from loadtests.lengths import FORMS as LENGTHS
+from loadtests.lengths import Length, LengthError
+from loadtests.options import (
+    STAGE_FORMS,
+    OptionError,
+    Options,
+    duration,
+    parse_stage,
+    percentage,
+)
+from loadtests.prompts import PromptsError, Recorded
+from loadtests.results import Arrivals, Operation, Report, Slo, UnreadableReport, read
+from loadtests.scenarios import SCENARIOS
+from loadtests.service import CannotRun, OwnService, project_model, under_test
+from loadtests.session import Session
+from loadtests.terminal import Terminal, show
+from loadtests.workload import PRESETS, Plan
+
+PASSED, FAILED, CANNOT_RUN, STOPPED = 0, 1, 2, 130
+RESULTS = Path(__file__).parent / "results"
+#: What a reader waits for, and what keeps ahead of one, where nobody says otherwise.
+SLO = Slo(ttft=1.0, tpot=0.1)
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+errors = Console(stderr=True)
+
+_LOAD, _WORK, _WANTED, _RUN = "Load", "Work", "What is wanted", "The run"
+
+
+def _option(panel: str, help_text: str, *names: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(*names, help=help_text, rich_help_panel=panel)
+    return option
+
+
+@app.command()
+def run(
+    scenario: Annotated[
+        str, typer.Argument(help=f"{', '.join(SCENARIOS)}; or worker, with its master's HOST:PORT.")
+    ] = "sweep",
+    master: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    url: Annotated[
+        str | None, _option(_RUN, "A service that runs. Without it one is started for the run.")
+    ] = None,
+    model: Annotated[str | None, _option(_RUN, "The model to ask; chat@canary, chat:3 too.")] = None,
+    seconds: Annotated[
+        str | None, _option(_LOAD, "How long the scenario takes, as in 60s or 10m.", "--seconds")
+    ] = None,
+    rate: Annotated[
+        float | None, _option(_LOAD, "Requests a second; a sweep's first rate.", "--rate")
+    ] = None,
+    users: Annotated[
+        int | None, _option(_LOAD, "That many users who wait for their answers, not a rate.")
+    ] = None,
+    think: Annotated[
+        str | None, _option(_LOAD, "What a user waits after an answer, or between turns.")
+    ] = None,
+    arrivals: Annotated[str, _option(_LOAD, "poisson, gamma or constant.")] = "poisson",
+    burstiness: Annotated[float, _option(_LOAD, "Gamma's shape: 1 is Poisson, less bursts.")] = 1.0,
+    stage: Annotated[list[str] | None, _option(_LOAD, f"Of `load`, in turn: {STAGE_FORMS}.")] = None,
+    steps: Annotated[int, _option(_LOAD, "Stages of a sweep.")] = 6,
+    rounds: Annotated[
+        int, _option(_LOAD, "Pairs of a baseline, kills of chaos, starts of cold_start.")
+    ] = 5,
+    factor: Annotated[float, _option(_LOAD, "How many times the load a spike is.")] = 5.0,
+    version: Annotated[
+        int | None, _option(_LOAD, "The version that a swap or canary goes to.")
+    ] = None,
+    percent: Annotated[int, _option(_LOAD, "The canary's part of the traffic.")] = 50,
+    engine_url: Annotated[
+        str | None, _option(_LOAD, "The bare engine of a baseline; its key: ENGINE_KEY.")
+    ] = None,
+    workload: Annotated[
+        str, _option(_WORK, f"{', '.join(PRESETS)}: where the lengths below come from.")
+    ] = "short",
+    operation: Annotated[str | None, _option(_WORK, "chat, completions or embeddings.")] = None,
+    prompt: Annotated[str | None, _option(_WORK, f"Tokens: {LENGTHS}.")] = None,
+    answer: Annotated[str | None, _option(_WORK, "Tokens, likewise.")] = None,
+    prefix: Annotated[str | None, _option(_WORK, "Tokens of an opening that many share.")] = None,
+    prefixes: Annotated[int | None, _option(_WORK, "How many such openings there are.")] = None,
+    turns: Annotated[int | None, _option(_WORK, "Turns of a conversation.")] = None,
+    file: Annotated[
+        Path | None, _option(_WORK, "Prompts of your own: JSON lines, or ShareGPT's format.")
+    ] = None,
+    temperature: Annotated[float, _option(_WORK, "Of the answers; below 0: the model's own.")] = 0.0,
+    free_length: Annotated[
+        bool, _option(_WORK, "Let the model end its answers, also where it could be kept on.")
+    ] = False,
+    context: Annotated[
+        int | None, _option(_WORK, "The model's window, which the work is cut to.")
+    ] = None,
+    seed: Annotated[int, _option(_WORK, "The same seed offers the same work.")] = 0,
+    ttft: Annotated[str | None, _option(_WANTED, "Of each request, as in 500ms.")] = None,
+    tpot: Annotated[str | None, _option(_WANTED, "Likewise, as in 50ms.")] = None,
+    e2e: Annotated[str | None, _option(_WANTED, "Likewise, as in 10s.")] = None,
+    share: Annotated[str, _option(_WANTED, "Of the requests that must meet them.")] = "99%",
+    at_least: Annotated[
+        float | None, _option(_WANTED, "The rate that a sweep's knee must reach.")
+    ] = None,
+    old: Annotated[
+        Path | None, _option(_WANTED, "The report.json of an earlier run to compare.", "--compare")
+    ] = None,
+    tolerance: Annotated[
+        str, _option(_WANTED, "By how much worse is not worse yet, beyond chance.")
+    ] = "5%",
+    warm_up: Annotated[str, _option(_RUN, "Time that is not counted; 0 for none.")] = "2s",
+    timeout: Annotated[str, _option(_RUN, "For a whole answer.")] = "120s",
+    workers: Annotated[int, _option(_RUN, "Load generators on this machine.")] = 0,
+    others: Annotated[
+        int, _option(_RUN, "And on others: `python -m loadtests worker HOST:PORT`.")
+    ] = 0,
+    bind: Annotated[str, _option(_RUN, "Where those workers come to.")] = "127.0.0.1:5557",
+    out: Annotated[Path | None, _option(_RUN, "Folder of the report.")] = None,
+) -> None:
+    """How many users, and what breaks first: sweep (the default) finds the highest rate that holds
+    the SLO; load offers what you say; swap, canary, spike, soak, cold_start and chaos look at one
+    thing each; baseline tells what the gateway costs."""
+    try:
+        if scenario == "worker":
+            raise_open_file_limit()
+            work(master or "")
+            return
+        if scenario not in SCENARIOS or master is not None:
+            raise OptionError(f"There is no scenario {scenario}; there are {', '.join(SCENARIOS)}.")
+        plan = _plan(
+            workload, operation, prompt, answer, prefix, prefixes, turns, think, file
+        )
+        options = Options(
+            plan=plan,
+            slo=_slo(ttft, tpot, e2e, share),
+            slo_given=any((ttft, tpot, e2e)),
+            seed=_within("--seed", seed, 0, 2**31),
+            arrivals=_arrivals(arrivals),
+            burstiness=_above_zero("--burstiness", burstiness),
+            seconds=duration(seconds) if seconds else None,
+            rate=None if rate is None else _above_zero("--rate", rate),
+            users=None if users is None else _within("--users", users, 1, 100_000),
+            think=duration(think) if think else 0.0,
+            steps=_within("--steps", steps, 1, 100),
+            rounds=_within("--rounds", rounds, 1, 1000),
+            version=version,
+            percent=_within("--percent", percent, 1, 99),
+            factor=_above_zero("--factor", factor),
+            at_least=at_least,
+            tolerance=percentage(tolerance),
+            engine_url=engine_url,
+            fixed_length=not free_length,
+            temperature=temperature if temperature >= 0 else None,
+            context=context,
+            warm_up=0.0 if warm_up in ("0", "0s") else duration(warm_up),
+            patience=duration(timeout),
+            workers=_within("--workers", workers, 0, 1000),
+            others=_within("--others", others, 0, 1000),
+            bind=_address(bind) if others else ("127.0.0.1", 0),
+        )
+        stages = tuple(parse_stage(text, n, options) for n, text in enumerate(stage or (), 1))
+        if stages and scenario != "load":
+            raise OptionError(f"--stage belongs to the scenario load, not to {scenario}.")
+        options = dataclasses.replace(options, stages=stages)
+        earlier = read(old) if old else None
+        raise_open_file_limit()
+        code = perform(scenario, options, url, model, out or _folder(scenario), earlier, old)
+    except (
+        OptionError, LengthError, PromptsError, UnreadableReport, CannotRun, CrewError,
+        reports.NotWritten,
+    ) as error:
+        errors.print(f"loadtests: {error}", style="red", highlight=False, soft_wrap=True)
+        code = CANNOT_RUN
+    sys.exit(code)
+
+
+def perform(
+    scenario: str,
+    options: Options,
+    url: str | None,
+    model: str | None,
+    folder: Path,
+    earlier: Report | None = None,
+    earlier_path: Path | None = None,
+) -> int:
+    """Runs the scenario and leaves its report in `folder`, also of a run that is stopped. Returns
+    the exit code. Raises `CannotRun` and the like."""
+    console = Console()
+    reports.make_folder(folder)
+    # What is loaded by now stays; left to the collector, walking it delays every time stamp.
+    gc.collect()
+    gc.freeze()
+    stopped = False
+    with under_test(url, folder / "service.log") as service, Terminal(console) as terminal:
+        name = model or (project_model() if url is None else service.models()[0])
+        if isinstance(service, OwnService):
+            console.print(f"Starting the service (its log: {folder / 'service.log'})")
+            service.wait_until_ready()
+        console.print(f"{scenario} of {name} at {service.url}")
+        session = Session(scenario, options, service, name or "", folder, terminal.told)
+        terminal.watch(session)
+        try:
+            SCENARIOS[scenario](session)
+        except KeyboardInterrupt:
+            stopped = True
+            session.judge("finished", False, "The run was stopped before its end.")
+        finally:
+            session.close()
+    report = session.report()
+    if earlier is not None:
+        table, verdicts = compare(earlier, report, options.tolerance)
+        table.title += f" ({earlier_path})"
+        report.tables.append(table)
+        report.verdicts.extend(verdicts)
+    page = reports.write(report, folder)
+    show(report, console)
+    console.print(f"\nThe report: {page}", highlight=False, soft_wrap=True)
+    if stopped:
+        return STOPPED
+    return PASSED if report.passed else FAILED
+
+
+def raise_open_file_limit() -> None:
+    """Each stream is an open file."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main() -> None:
+    app()
+
+
+def _plan(
+    workload: str,
+    operation: str | None,
+    prompt: str | None,
+    answer: str | None,
+    prefix: str | None,
+    prefixes: int | None,
+    turns: int | None,
+    think: str | None,
+    file: Path | None,
+) -> Plan:
+    if workload not in PRESETS:
+        raise OptionError(f"There is no workload {workload}; there are {', '.join(PRESETS)}.")
+    given = {
+        "operation": None if operation is None else _operation(operation),
+        "prompt": None if prompt is None else Length.parse(prompt),
+        "answer": None if answer is None else Length.parse(answer),
+        "prefix": None if prefix is None else Length.parse(prefix),
+        "prefixes": None if prefixes is None else _within("--prefixes", prefixes, 1, 1_000_000),
+        "turns": None if turns is None else _within("--turns", turns, 1, 1000),
+        "think": None if think is None else duration(think),
+        "path": None if file is None else str(file.absolute()),
+    }
+    if file is not None:
+        Recorded.read(file)
+    plan = PRESETS[workload]
+    return msgspec.structs.replace(plan, **{k: v for k, v in given.items() if v is not None})
+
+
+def _slo(ttft: str | None, tpot: str | None, e2e: str | None, share: str) -> Slo:
+    part = percentage(share)
+    if not any((ttft, tpot, e2e)):
+        return msgspec.structs.replace(SLO, share=part)
+    bounds = [None if text is None else duration(text) for text in (ttft, tpot, e2e)]
+    return Slo(*bounds, part)
+
+
+def _operation(text: str) -> Operation:
+    match text:
+        case "chat" | "completions" | "embeddings":
+            return text
+    raise OptionError(f"--operation {text!r}: it is chat, completions or embeddings.")
+
+
+def _arrivals(text: str) -> Arrivals:
+    match text:
+        case "poisson" | "gamma" | "constant":
+            return text
+    raise OptionError(f"--arrivals {text!r}: it is poisson, gamma or constant.")
+
+
+def _within(name: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise OptionError(f"{name} {value}: it is between {low} and {high}.")
+    return value
+
+
+def _above_zero(name: str, value: float) -> float:
+    if not value > 0:
+        raise OptionError(f"{name} {value:g}: it is above 0.")
+    return value
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise OptionError(f"--bind {text!r}: write HOST:PORT.")
+    return host, int(port)
+
+
+def _folder(scenario: str) -> Path:
+    return RESULTS / f"{scenario}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -1,0 +1,67 @@
+"""Finds the knee: the highest rate at which the wanted share of requests meets the SLO.
+
+The rate is doubled until a stage misses; what is left of the stages halves the gap between the
+highest rate that held and the lowest that did not.
+"""
+
+from __future__ import annotations
+
+import math
+
+from loadtests.results import Knee, StageResult
+from loadtests.session import Session
+
+SECONDS, FIRST_RATE = 60.0, 1.0
+#: Rates nearer to each other than this are not told apart by a stage of seconds.
+NEAR = 1.05
+
+
+def run(session: Session) -> None:
+    options = session.options
+    session.prepare()
+    session.warm_up()
+    seconds = (options.seconds or SECONDS) / options.steps
+    rate = options.rate or FIRST_RATE
+    held, missed = 0.0, math.inf
+    results: list[StageResult] = []
+    for _ in range(options.steps):
+        result = session.run(options.stage(f"{rate:.3g}/s", seconds, rate))
+        results.append(result)
+        if holds(result, options.slo.share):
+            held = max(held, rate)
+        else:
+            missed = min(missed, rate)
+        if held and missed / held < NEAR:
+            break
+        rate = following(rate, held, missed)
+    session.knee = Knee(held, 0.0 if math.isinf(missed) else missed)
+    _judge(session, results)
+
+
+def holds(result: StageResult, share: float) -> bool:
+    """A stage whose answers took longer to come than they were asked for is above what the server
+    can do, even where each met the SLO so far."""
+    summary = result.summary
+    return summary.requests > 0 and summary.good >= share and not summary.truncated
+
+
+def following(rate: float, held: float, missed: float) -> float:
+    """The rate to try after `rate`."""
+    if math.isinf(missed):
+        return rate * 2
+    return math.sqrt(held * missed) if held else rate / 2
+
+
+def _judge(session: Session, results: list[StageResult]) -> None:
+    knee, wanted = session.knee, session.options.at_least
+    assert knee is not None
+    told = f"{knee.rate:.3g} requests a second met the SLO"
+    told += f", {knee.missed_at:.3g} did not." if knee.missed_at else "; no rate tried missed it."
+    if wanted is not None:
+        session.judge("knee", knee.rate >= wanted, f"{told} At least {wanted:g} were wanted.")
+    else:
+        session.judge("knee", knee.rate > 0, told)
+    truncated = sum(result.summary.truncated for result in results)
+    session.judge(
+        "nothing truncated", truncated == 0, f"{truncated} streams ended as if they were complete."
+    )
