@@ -1,4 +1,4 @@
-"""How the plots look, and how they become SVG for a page: selectable text, the same bytes each time."""
+"""How the plots look, and how they become SVG for a page: with text to select, each time the same."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ RED = "#B3261E"
 #: Inches; the page shows an inch as about 96 px, and narrows what is too wide.
 WIDTH = 9.6
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -53,7 +53,7 @@ _STYLE = {
     "path.simplify": False,
 }
 
-#: What a browser shows where it has not the font that matplotlib measured: narrower ones, which fit.
+#: What a browser shows where the font that matplotlib measured is missing: narrower ones fit, too.
 _FAMILIES = "'DejaVu Sans', Verdana, system-ui, sans-serif"
 
 
@@ -133,8 +133,10 @@ def seconds(value: float) -> str:
 
 
 def groups(samples: Sequence[Sample], most: int = len(INKS)) -> dict[str, list[Sample]]:
-    """Samples by what tells them apart: version, label or target, those of them that differ. At most
-    `most` groups, the largest; one group where nothing differs."""
+    """Samples by what tells them apart: version, label or target, those of them that differ.
+
+    At most `most` groups, the largest; one group where nothing differs.
+    """
     fields = [
         field
         for field in ("target", "version", "label")

@@ -204,7 +204,7 @@ def _curve(axes: Axes, values: NDArray[np.float64], wanted: float | None) -> Non
         axes.annotate(
             f"p{share * 100:.0f} {seconds(at)}",
             (at, share),
-            xytext=(away, below if side == "left" else below),
+            xytext=(away, below),
             textcoords="offset points",
             ha=side,
             va="top" if side == "left" else "bottom",

@@ -1,4 +1,4 @@
-"""The plot of a whole run: every request when it was sent, what went wrong, the rate, the events."""
+"""The plot of a whole run: every request when it was sent, what went wrong, rates and events."""
 
 from __future__ import annotations
 
@@ -57,11 +57,13 @@ def timeline(report: Report) -> Plot | None:
         _stages(report, end, [points, wrong, rate])
         _events(report, end, [points, wrong, rate])
         drawing = svg(figure, name, label)
-    caption = "Vertical lines: grey where a stage begins, dashed where an event happened, numbered as below."
+    caption = "Grey lines: a stage begins; grey areas are warm-up."
+    if report.events:
+        caption += " Dashed lines: events, numbered as in the list below."
     if drawn < whole:
         caption += (
-            f" {drawn:,} of {whole:,} answers are drawn: the slowest {_SLOWEST:,}, and of the others"
-            " every few."
+            f" {drawn:,} of {whole:,} answers are drawn: the slowest {_SLOWEST:,} of all, and of the"
+            " others one every few."
         )
     if marks:
         caption += f" At most {_MARKS:,} marks of each kind of outcome are drawn."
@@ -121,8 +123,7 @@ def _wrong(axes: Axes, samples: Sequence[Sample]) -> bool:
         if len(at) > _MARKS:
             thinned = True
             at = [at[i] for i in np.linspace(0, len(at) - 1, _MARKS).astype(int)]
-        style = {"color": ink, "marker": marker, "markersize": 5}
-        axes.plot(at, [row] * len(at), linestyle="none", **style)
+        axes.plot(at, [row] * len(at), linestyle="none", color=ink, marker=marker)
     counts = [sum(sample.outcome == outcome for sample in samples) for outcome, *_ in _WRONG]
     names = [f"{count:,} {name}" for count, (name, *_) in zip(counts, _WRONG, strict=True)]
     axes.set_yticks(range(len(names)), names)

@@ -37,8 +37,10 @@ def made_report(
     versions: Sequence[str] = ("",),
     wrong: float = 0.01,
 ) -> Report:
-    """Latency grows with the rate up to 18/s, and is multiplied by `slower`; the share `wrong` of the
-    requests is refused, fails or is truncated. Versions follow each other."""
+    """Latency grows with the rate up to 18/s, and is multiplied by `slower`.
+
+    The share `wrong` of the requests is refused, fails or is truncated. Versions follow each other.
+    """
     rng = np.random.default_rng(seed)
     stages = [Stage("warm-up", 5.0, rate=2.0, measured=False)]
     stages += [Stage(f"{rate:g}/s", seconds, rate=rate) for rate in rates]
