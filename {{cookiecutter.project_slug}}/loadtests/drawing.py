@@ -1,4 +1,4 @@
-"""How the plots look, and how they become SVG for a page: with text to select, each time the same."""
+"""How the plots look, and how they become SVG for a page: its text can be selected."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ _STYLE: dict[Any, Any] = {
     "text.color": "#1F2937",
     "legend.frameon": False,
     "legend.fontsize": 9,
+    "legend.handlelength": 2.6,
     "lines.linewidth": 1.7,
     "lines.markersize": 5,
     "path.simplify": False,
@@ -100,11 +101,12 @@ def _attribute(text: str) -> str:
     return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
 
 
-def log_seconds(axes: Axes, which: str, low: float, high: float) -> None:
+def log_seconds(axes: Axes, which: str, low: float, high: float, most: int = 8) -> None:
     """A logarithmic axis from `low` to `high` seconds, with ticks such as 1, 2 and 5 ms, so that
-    there are some within less than a decade, too."""
+    there are some within less than a decade, too; only 1, 10 and 100 where they are over `most`."""
     steps = _steps(low, high)
-    named = [step for step in steps if len(steps) <= 8 or f"{step:.0e}"[0] == "1"]
+    tens = [step for step in steps if f"{step:.0e}"[0] == "1"]
+    named = steps if len(steps) <= most else tens if len(tens) > 1 else steps[:: len(steps) // 2]
     set_scale = axes.set_xscale if which == "x" else axes.set_yscale
     set_scale("log")
     axis = axes.xaxis if which == "x" else axes.yaxis

@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"[-+±−<>≤≥~≈]?\s*[\d.,]+\s*\D{0,12}|–|-|")
 
 
 class _Error(NamedTuple):
-    count: int
+    times: int
     outcome: str
     status: int
     text: str
@@ -62,7 +62,7 @@ def render(report: Report) -> str:
         plots=[plot for plot in drawn if plot],
         gauges=plots.gauges(report),
         errors=errors[:_ERRORS],
-        more_errors=sum(error.count for error in errors[_ERRORS:]),
+        more_errors=sum(error.times for error in errors[_ERRORS:]),
     )
 
 
@@ -76,7 +76,7 @@ def _knee(knee: Knee | None) -> str:
     if knee is None:
         return ""
     if not knee.rate:
-        return f"The SLO was missed at every rate that was tried, from {knee.missed_at:g} requests/s."
+        return f"The SLO was missed at every rate tried, from {knee.missed_at:g} requests/s."
     held = f"The SLO held up to {knee.rate:g} requests/s"
     if not knee.missed_at:
         return f"{held}, the highest rate that was tried: the limit lies above."
@@ -100,7 +100,7 @@ def _errors(report: Report) -> list[_Error]:
         for sample in report.samples
         if sample.outcome not in ("whole", "cut")
     )
-    return [_Error(count, *kind) for kind, count in counted.most_common()]
+    return [_Error(times, *kind) for kind, times in counted.most_common()]
 
 
 def _seconds(value: float | None) -> str:

@@ -210,7 +210,7 @@ def _curve(axes: Axes, values: NDArray[np.float64], wanted: float | None) -> Non
             va="top" if side == "left" else "bottom",
         )
     low = float(np.quantile(values, 0.005))
-    log_seconds(axes, "x", low, max(float(values.max()), wanted or 0.0))
+    log_seconds(axes, "x", low, max(float(values.max()), wanted or 0.0), most=6)
     axes.set_ylim(0, 1.1)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -262,10 +262,8 @@ def _boxes(axes: Axes, values_of: Sequence[NDArray[np.float64]]) -> None:
         axes.barh(row, q3 - q1, left=q1, height=0.5, color=ink, alpha=0.35, edgecolor=ink)
         axes.plot([mid, mid], [row - 0.25, row + 0.25], color=ink, linewidth=2.4)
         axes.plot([p99], [row], color=ink, marker="D", markersize=4)
-        axes.annotate(
-            seconds(float(mid)), (mid, row - 0.28), ha="center", va="bottom", fontsize=8
-        )
-    log_seconds(axes, "x", low, high)
+        axes.annotate(seconds(float(mid)), (mid, row - 0.28), ha="center", va="bottom", fontsize=8)
+    log_seconds(axes, "x", low, high, most=4)
     axes.grid(axis="y", visible=False)
     axes.set_ylim(-0.7, len(values_of) - 0.4)
 

@@ -62,8 +62,8 @@ def timeline(report: Report) -> Plot | None:
         caption += " Dashed lines: events, numbered as in the list below."
     if drawn < whole:
         caption += (
-            f" {drawn:,} of {whole:,} answers are drawn: the slowest {_SLOWEST:,} of all, and of the"
-            " others one every few."
+            f" {drawn:,} of {whole:,} answers are drawn: the slowest {_SLOWEST:,} of all, and of"
+            " the others one every few."
         )
     if marks:
         caption += f" At most {_MARKS:,} marks of each kind of outcome are drawn."
@@ -93,7 +93,7 @@ def _points(axes: Axes, report: Report, of_ttft: bool) -> tuple[int, int]:
         )
     heights = [_height(sample, of_ttft) for sample in whole]
     wanted = report.slo.ttft if of_ttft else report.slo.e2e
-    log_seconds(axes, "y", min(heights), max([*heights, wanted or 0.0]))
+    log_seconds(axes, "y", min(heights), max([*heights, wanted or 0.0]), most=12)
     if wanted:
         axes.axhline(wanted, color=RED, linestyle=":", linewidth=1.2)
     if len(by_group) > 1:
