@@ -61,7 +61,7 @@ DEMO = {
     "demo_model/tokenizer_config.json",
     "demo_model/train.py",
 }
-COPIED = ("serving", "tests", "observability")
+COPIED = ("serving", "tests", "loadtests", "observability")
 COPIED_FOLDERS = tuple(f"{folder}/" for folder in COPIED)
 
 #: Makes environments that hold but itself, and says what it would install.

@@ -24,8 +24,8 @@ class Sample(msgspec.Struct, omit_defaults=True):
 
     `due`: when the schedule wanted it sent; with fixed users, when it was. `ttft`: from `sent` to
     the first content that is not empty, reasoning included. `gaps`: between events with content.
-    `latency`: from `sent` to the end. Tokens are the server's own count, in `usage`. `target`: which
-    of several servers was asked, where a scenario asks several.
+    `latency`: from `sent` to the end. Tokens are the server's own count, in `usage`. `target`:
+    which of several servers was asked, where a scenario asks several.
     """
 
     stage: int
@@ -179,7 +179,7 @@ class Verdict(msgspec.Struct):
 
 
 class Knee(msgspec.Struct):
-    """The highest rate that met the SLO, and the lowest above it that did not (0: none was tried)."""
+    """The highest rate that met the SLO, and the lowest above it that did not (0: none tried)."""
 
     rate: float
     missed_at: float

@@ -1,0 +1,290 @@
+"""Two runs side by side: what is slower, and whether chance alone would do that.
+
+Only stages that both runs have, with the same load, are compared. A difference counts when its 95 %
+interval leaves nothing out of doubt and it is more than a tolerance. Requests of the same second meet
+the same queue, so that they are no independent witnesses: the interval is over times, not requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtests import figures
+from loadtests.drawing import seconds
+from loadtests.figures import Interval, Statistic
+from loadtests.results import Report, Sample, Slo, Stage, Table, Verdict
+
+#: A stage is cut into so many times of equal length, whose requests are drawn together.
+TIMES = 30
+
+_COLUMNS = ["stage", "measure", "old", "new", "change", "95 % interval", "judged"]
+
+
+class _Part(NamedTuple):
+    """The counted samples of a stage, and the time of each: its number from 0."""
+
+    stage: Stage
+    samples: list[Sample]
+    times: NDArray[np.int64]
+
+
+class _Change(NamedTuple):
+    """`ratio`: by what part of the old value the new one is above it, with its interval. None where
+    there is no old value to be a part of."""
+
+    old: str
+    new: str
+    ratio: Interval | None
+    worse: bool
+    text: str
+    interval: str
+
+
+_Measure = Callable[[Sequence[_Part], Sequence[_Part], float], _Change | None]
+
+
+def compare(
+    old: Report, new: Report, tolerance: float = 0.05, seed: int = 0
+) -> tuple[Table, list[Verdict]]:
+    """What changed from `old` to `new`, by stage and over all stages that both have.
+
+    A verdict for each measure fails when the new run is worse beyond the 95 % interval, and by more
+    than the part `tolerance` of the old value. Where no stage is common to both, the only verdict
+    says so. Both are held to the old run's SLO.
+    """
+    table = Table(f"{old.began} against {new.began}", list(_COLUMNS), [])
+    common = _common(old, new)
+    if old.scenario != new.scenario or not common:
+        return table, [Verdict("comparable", False, _incomparable(old, new))]
+    measures = _measures(old.slo, seed)
+    verdicts = []
+    pooled = [one for one, _ in common.values()], [other for _, other in common.values()]
+    for name, measure in measures.items():
+        for stage, (one, other) in common.items():
+            if (change := measure([one], [other], tolerance)) is not None:
+                table.rows.append(_row(stage, name, change))
+        if (change := measure(*pooled, tolerance)) is not None:
+            if len(common) > 1:
+                table.rows.append(_row("all of these", name, change))
+            verdicts.append(Verdict(name, not change.worse, f"{change.text}."))
+    table.rows.sort(key=lambda row: [*common, "all of these"].index(row[0]))
+    table.rows += _differences("plan", old.plan, new.plan)
+    table.rows += _differences("machine", old.machine, new.machine)
+    if old.slo != new.slo:
+        table.rows.append(["note", "SLO", "", "differs", "", "", "the old one is used"])
+    if old.knee and new.knee:
+        verdicts.append(_knees(old.knee.rate, new.knee.rate, tolerance))
+    return table, verdicts
+
+
+def _common(old: Report, new: Report) -> dict[str, tuple[_Part, _Part]]:
+    olds, news = _parts(old), _parts(new)
+    return {name: (part, news[name]) for name, part in olds.items() if _same(part, news.get(name))}
+
+
+def _same(one: _Part, other: _Part | None) -> bool:
+    """Whether both asked the same, for however long, and anything came of it."""
+    if other is None or not one.samples or not other.samples:
+        return False
+    ignored = {"seconds", "measured"}
+    fields = [field for field in Stage.__struct_fields__ if field not in ignored]
+    return all(getattr(one.stage, name) == getattr(other.stage, name) for name in fields)
+
+
+def _parts(report: Report) -> dict[str, _Part]:
+    """The measured stages by name; of several with one name the first is `name`, the next `name 2`."""
+    of_stage: dict[int, list[Sample]] = {}
+    for sample in report.samples:
+        if sample.outcome != "cut":
+            of_stage.setdefault(sample.stage, []).append(sample)
+    parts: dict[str, _Part] = {}
+    for number, result in enumerate(report.stages):
+        if not result.stage.measured:
+            continue
+        name, again = result.stage.name, 1
+        if result.stage.target:
+            name += f" · {result.stage.target}"
+        plain = name
+        while name in parts:
+            again += 1
+            name = f"{plain} {again}"
+        samples = of_stage.get(number, [])
+        length = max(result.ended - result.began, 1e-9) / TIMES
+        sent = np.array([sample.sent for sample in samples])
+        times = np.clip((sent - result.began) // length, 0, TIMES - 1).astype(np.int64)
+        parts[name] = _Part(result.stage, samples, times)
+    return parts
+
+
+def _incomparable(old: Report, new: Report) -> str:
+    if old.scenario != new.scenario:
+        kinds = f"one is of the scenario {old.scenario}, the other of {new.scenario}"
+        return f"The runs cannot be compared: {kinds}."
+    had = [", ".join(_parts(report)) or "none" for report in (old, new)]
+    return (
+        f"The runs cannot be compared: no measured stage is in both. The old one has {had[0]};"
+        f" the new one {had[1]}. Run the same plan again."
+    )
+
+
+def _row(stage: str, name: str, change: _Change) -> list[str]:
+    judged = "worse" if change.worse else "passed"
+    shown = "–" if change.ratio is None else _signed(change.ratio.value)
+    return [stage, name, change.old, change.new, shown, change.interval, judged]
+
+
+def _differences(kind: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[list[str]]:
+    """A row for each entry that is not the same: the reader judges whether that matters."""
+    names = [name for name in [*old, *(n for n in new if n not in old)]]
+    return [
+        ["note", f"{kind}: {name}", old.get(name, "–"), new.get(name, "–"), "", "", "differs"]
+        for name in names
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _knees(old: float, new: float, tolerance: float) -> Verdict:
+    text = f"The SLO held up to {old:g} requests/s before, and to {new:g} now."
+    return Verdict("knee", new >= old * (1 - tolerance), text)
+
+
+def _measures(slo: Slo, seed: int) -> dict[str, _Measure]:
+    """What is compared, by its name."""
+
+    def latency(statistic: Statistic, of: Callable[[Sample], Sequence[float]]) -> _Measure:
+        return lambda old, new, tolerance: _latency(statistic, of, old, new, tolerance, seed)
+
+    def share(of: Callable[[Sample], bool], more_is_worse: bool) -> _Measure:
+        return lambda old, new, tolerance: _share(of, more_is_worse, old, new, tolerance)
+
+    return {
+        "TTFT p50": latency(figures.median, _ttft),
+        "TTFT p99": latency(figures.p99, _ttft),
+        "TPOT p50": latency(figures.median, _tpot),
+        "ITL p99": latency(figures.p99, lambda sample: sample.gaps),
+        "end to end p50": latency(figures.median, lambda sample: (sample.latency,)),
+        "end to end p99": latency(figures.p99, lambda sample: (sample.latency,)),
+        "tokens/s": lambda old, new, tolerance: _tokens(old, new, tolerance, seed),
+        "good": share(slo.met_by, more_is_worse=False),
+        "failed or truncated": share(
+            lambda sample: sample.outcome in ("failed", "truncated"), more_is_worse=True
+        ),
+    }
+
+
+def _ttft(sample: Sample) -> Sequence[float]:
+    return () if sample.ttft is None else (sample.ttft,)
+
+
+def _tpot(sample: Sample) -> Sequence[float]:
+    return () if sample.tpot is None else (sample.tpot,)
+
+
+def _latency(
+    statistic: Statistic,
+    of: Callable[[Sample], Sequence[float]],
+    old: Sequence[_Part],
+    new: Sequence[_Part],
+    tolerance: float,
+    seed: int,
+) -> _Change | None:
+    (before, old_times), (after, new_times) = _values(of, old), _values(of, new)
+    if not len(before) or not len(after):
+        return None
+    was = statistic(before)
+    clusters = new_times, old_times
+    change = figures.difference(statistic, after, before, seed, clusters)
+    return _change(seconds, was, statistic(after), change, tolerance, more_is_worse=True)
+
+
+def _values(
+    of: Callable[[Sample], Sequence[float]], parts: Sequence[_Part]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Of the whole answers, each value and the number of its stage and time."""
+    values: list[float] = []
+    counts: list[int] = []
+    clusters: list[int] = []
+    for number, part in enumerate(parts):
+        for sample, time in zip(part.samples, part.times.tolist(), strict=True):
+            if sample.outcome == "whole":
+                found = of(sample)
+                values.extend(found)
+                counts.append(len(found))
+                clusters.append(number * TIMES + time)
+    return np.array(values), np.repeat(np.array(clusters, dtype=np.int64), counts)
+
+
+def _tokens(
+    old: Sequence[_Part], new: Sequence[_Part], tolerance: float, seed: int
+) -> _Change | None:
+    """Tokens of whole answers a second, by the time in which they were asked for."""
+    before, after = _token_rates(old), _token_rates(new)
+    if not before.any():
+        return None
+    change = figures.difference(figures.mean, after, before, seed)
+    was, now = figures.mean(before), figures.mean(after)
+    return _change(lambda rate: f"{rate:,.1f}", was, now, change, tolerance, more_is_worse=False)
+
+
+def _token_rates(parts: Sequence[_Part]) -> NDArray[np.float64]:
+    rates = []
+    for part in parts:
+        tokens = [(s.tokens_out or 0) * (s.outcome == "whole") for s in part.samples]
+        summed = np.bincount(part.times, weights=tokens, minlength=TIMES)
+        rates.append(summed / (part.stage.seconds / TIMES))
+    return np.concatenate(rates)
+
+
+def _share(
+    of: Callable[[Sample], bool],
+    more_is_worse: bool,
+    old: Sequence[_Part],
+    new: Sequence[_Part],
+    tolerance: float,
+) -> _Change:
+    """The interval of a difference of shares is Newcombe's, out of two of Wilson's (1998)."""
+    one, other = _counted(of, new), _counted(of, old)
+    apart = one.value - other.value
+    low = apart - float(np.hypot(one.value - one.low, other.high - other.value))
+    high = apart + float(np.hypot(one.high - one.value, other.value - other.low))
+    change = Interval(apart, low, high)
+    return _change(_percent, other.value, one.value, change, tolerance, more_is_worse)
+
+
+def _counted(of: Callable[[Sample], bool], parts: Sequence[_Part]) -> Interval:
+    held = [of(sample) for part in parts for sample in part.samples]
+    return figures.share(sum(held), len(held))
+
+
+def _change(
+    write: Callable[[float], str],
+    was: float,
+    now: float,
+    change: Interval,
+    tolerance: float,
+    more_is_worse: bool,
+) -> _Change:
+    """`change`: by how much `now` is above `was`, in the same unit."""
+    if more_is_worse:
+        worse = change.low > 0 and change.value > tolerance * was
+    else:
+        worse = change.high < 0 and -change.value > tolerance * was
+    ratio = Interval(*(one / was for one in change)) if was else None
+    text = f"{write(was)} before, {write(now)} now"
+    interval = "–"
+    if ratio is not None:
+        interval = f"{_signed(ratio.low)} to {_signed(ratio.high)}"
+        text += f": {_signed(ratio.value)} ({interval})"
+    return _Change(write(was), write(now), ratio, worse, text, interval)
+
+
+def _signed(ratio: float) -> str:
+    return f"{ratio * 100:+.1f} %".replace("-", "−")
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.2f} %"
