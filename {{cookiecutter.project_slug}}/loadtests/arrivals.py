@@ -22,7 +22,8 @@ def schedule(stage: Stage, seed: tuple[int, ...]) -> NDArray[np.float64]:
         return due / stage.rate
     # Cumulated rate: start * t + growth * t**2 / 2, solved for t without cancellation.
     root = np.sqrt(np.maximum(start * start + 2 * growth * due, 0.0))
-    return 2 * due / (start + root)
+    # The first arrival of a ramp from nothing is due at 0, not at 0 / 0.
+    return np.divide(2 * due, start + root, out=np.zeros_like(due), where=due > 0)
 
 
 def _unit_arrivals(stage: Stage, until: float, rng: np.random.Generator) -> NDArray[np.float64]:

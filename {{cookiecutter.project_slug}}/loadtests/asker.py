@@ -42,9 +42,7 @@ class _Choice(msgspec.Struct):
         delta = self.delta
         if delta is None:
             return bool(self.text)
-        return bool(
-            delta.content or delta.reasoning or delta.reasoning_content or delta.tool_calls
-        )
+        return bool(delta.content or delta.reasoning or delta.reasoning_content or delta.tool_calls)
 
 
 class _Usage(msgspec.Struct):
@@ -82,8 +80,8 @@ class _Truncated(Exception):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A server. `says_done`: its streams end with `[DONE]`, as OpenAI's do; that of `transformers
-    serve` does not. `fixed_length`: it takes `ignore_eos`, so that an answer is as long as asked."""
+    """A server. `says_done`: its streams end with `[DONE]`, as OpenAI's do; those of `transformers
+    serve` do not. `fixed_length`: it takes `ignore_eos`: an answer is as long as asked."""
 
     url: str
     model: str
@@ -149,9 +147,7 @@ class Asker:
         heard.into(sample, began)
         return sample, "".join(heard.text)
 
-    def _exchange(
-        self, operation: Operation, body: bytes, heard: _Heard, sample: Sample
-    ) -> None:
+    def _exchange(self, operation: Operation, body: bytes, heard: _Heard, sample: Sample) -> None:
         response = self._client.request(
             "POST", self._prefix + PATHS[operation], body=body, headers=self._headers
         )

@@ -22,7 +22,11 @@ def behind(service: Service, model: str, url: str | None, target: Target) -> Tar
     for the model on this machine, whose port and key are its own process'. Raises `CannotRun`."""
     if url is not None:
         return Target(
-            url, target.model, NAME, fixed_length=target.fixed_length, temperature=target.temperature
+            url,
+            target.model,
+            NAME,
+            fixed_length=target.fixed_length,
+            temperature=target.temperature,
         )
     ready = [r for r in service.replicas(model) if r.state == "ready" and r.pid is not None]
     if not ready:
@@ -49,7 +53,7 @@ def behind(service: Service, model: str, url: str | None, target: Target) -> Tar
 
 
 def _key(engine: str, words: list[str], variables: dict[str, str]) -> str:
-    """The secret of this start; each engine is given it in its own way, none by the command line."""
+    """The secret of this start; each engine gets it in its own way, none by command line."""
     if engine == "vllm":
         return variables.get("VLLM_API_KEY", "")
     if engine == "sglang" and (config := _after(words, "--config")):

@@ -41,6 +41,8 @@ from loadtests.terminal import Terminal, show
 from loadtests.workload import PRESETS, Plan
 
 PASSED, FAILED, CANNOT_RUN, STOPPED = 0, 1, 2, 130
+#: Columns of a log file or a pipe, which tell none.
+WIDE = 120
 RESULTS = Path(__file__).parent / "results"
 #: What a reader waits for, and what keeps ahead of one, where nobody says otherwise.
 SLO = Slo(ttft=1.0, tpot=0.1)
@@ -65,7 +67,9 @@ def run(
     url: Annotated[
         str | None, _option(_RUN, "A service that runs. Without it one is started for the run.")
     ] = None,
-    model: Annotated[str | None, _option(_RUN, "The model to ask; chat@canary, chat:3 too.")] = None,
+    model: Annotated[
+        str | None, _option(_RUN, "The model to ask; chat@canary, chat:3 too.")
+    ] = None,
     seconds: Annotated[
         str | None, _option(_LOAD, "How long the scenario takes, as in 60s or 10m.", "--seconds")
     ] = None,
@@ -80,7 +84,9 @@ def run(
     ] = None,
     arrivals: Annotated[str, _option(_LOAD, "poisson, gamma or constant.")] = "poisson",
     burstiness: Annotated[float, _option(_LOAD, "Gamma's shape: 1 is Poisson, less bursts.")] = 1.0,
-    stage: Annotated[list[str] | None, _option(_LOAD, f"Of `load`, in turn: {STAGE_FORMS}.")] = None,
+    stage: Annotated[
+        list[str] | None, _option(_LOAD, f"Of `load`, in turn: {STAGE_FORMS}.")
+    ] = None,
     steps: Annotated[int, _option(_LOAD, "Stages of a sweep.")] = 6,
     rounds: Annotated[
         int, _option(_LOAD, "Pairs of a baseline, kills of chaos, starts of cold_start.")
@@ -105,7 +111,9 @@ def run(
     file: Annotated[
         Path | None, _option(_WORK, "Prompts of your own: JSON lines, or ShareGPT's format.")
     ] = None,
-    temperature: Annotated[float, _option(_WORK, "Of the answers; below 0: the model's own.")] = 0.0,
+    temperature: Annotated[
+        float, _option(_WORK, "Of the answers; below 0: the model's own.")
+    ] = 0.0,
     free_length: Annotated[
         bool, _option(_WORK, "Let the model end its answers, also where it could be kept on.")
     ] = False,
@@ -145,9 +153,7 @@ def run(
             return
         if scenario not in SCENARIOS or master is not None:
             raise OptionError(f"There is no scenario {scenario}; there are {', '.join(SCENARIOS)}.")
-        plan = _plan(
-            workload, operation, prompt, answer, prefix, prefixes, turns, think, file
-        )
+        plan = _plan(workload, operation, prompt, answer, prefix, prefixes, turns, think, file)
         options = Options(
             plan=plan,
             slo=_slo(ttft, tpot, e2e, share),
@@ -184,7 +190,12 @@ def run(
         raise_open_file_limit()
         code = perform(scenario, options, url, model, out or _folder(scenario), earlier, old)
     except (
-        OptionError, LengthError, PromptsError, UnreadableReport, CannotRun, CrewError,
+        OptionError,
+        LengthError,
+        PromptsError,
+        UnreadableReport,
+        CannotRun,
+        CrewError,
         reports.NotWritten,
     ) as error:
         errors.print(f"loadtests: {error}", style="red", highlight=False, soft_wrap=True)
@@ -204,7 +215,9 @@ def perform(
     """Runs the scenario and leaves its report in `folder`, also of a run that is stopped. Returns
     the exit code. Raises `CannotRun` and the like."""
     console = Console()
-    reports.make_folder(folder)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)
+    folder.mkdir(parents=True, exist_ok=True)
     # What is loaded by now stays; left to the collector, walking it delays every time stamp.
     gc.collect()
     gc.freeze()
@@ -212,7 +225,9 @@ def perform(
     with under_test(url, folder / "service.log") as service, Terminal(console) as terminal:
         name = model or (project_model() if url is None else service.models()[0])
         if isinstance(service, OwnService):
-            console.print(f"Starting the service (its log: {folder / 'service.log'})")
+            console.print(
+                f"Starting the service (its log: {folder / 'service.log'})", soft_wrap=True
+            )
             service.wait_until_ready()
         console.print(f"{scenario} of {name} at {service.url}")
         session = Session(scenario, options, service, name or "", folder, terminal.told)
@@ -283,7 +298,7 @@ def _slo(ttft: str | None, tpot: str | None, e2e: str | None, share: str) -> Slo
     if not any((ttft, tpot, e2e)):
         return msgspec.structs.replace(SLO, share=part)
     bounds = [None if text is None else duration(text) for text in (ttft, tpot, e2e)]
-    return Slo(*bounds, part)
+    return Slo(bounds[0], bounds[1], bounds[2], part)
 
 
 def _operation(text: str) -> Operation:

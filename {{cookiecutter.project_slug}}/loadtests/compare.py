@@ -139,7 +139,7 @@ def _row(stage: str, name: str, change: _Change) -> list[str]:
 
 def _differences(kind: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[list[str]]:
     """A row for each entry that is not the same: the reader judges whether that matters."""
-    names = [name for name in [*old, *(n for n in new if n not in old)]]
+    names = list({**old, **new})
     return [
         ["note", f"{kind}: {name}", old.get(name, "–"), new.get(name, "–"), "", "", "differs"]
         for name in names

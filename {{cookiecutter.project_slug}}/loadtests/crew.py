@@ -73,7 +73,11 @@ class Hand:
         self._runner = runner
         self._generator: Generator | None = None
         self._samples: list[Sample] = []
-        for name, listener in (("setup", self._setup), ("stage", self._stage), ("halt", self._halt)):
+        for name, listener in (
+            ("setup", self._setup),
+            ("stage", self._stage),
+            ("halt", self._halt),
+        ):
             runner.register_message(name, listener)
 
     def _setup(self, environment: Environment, msg: Any) -> None:
@@ -147,7 +151,9 @@ class Crew:
             self._runner = environment.create_local_runner()
             Hand(self._runner)
         for name, listener in (
-            ("samples", self._samples), ("pulse", self._pulse), ("done", self._one_done)
+            ("samples", self._samples),
+            ("pulse", self._pulse),
+            ("done", self._one_done),
         ):
             self._runner.register_message(name, listener)
         self._send("setup", setup)
@@ -196,7 +202,7 @@ class Crew:
             gevent.sleep(0.05)
 
     def _send(self, name: str, data: Any, worker: str | None = None) -> None:
-        # Each side of a local runner is in this process; the message is made of plain values anyway.
+        # Plain values, although both sides of a local runner are in this process.
         cast(Any, self._runner).send_message(name, msgspec.to_builtins(data), worker)
 
     def _samples(self, environment: Environment, msg: Any) -> None:

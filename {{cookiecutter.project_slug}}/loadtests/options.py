@@ -76,10 +76,20 @@ class Options:
         """An open-loop stage with this run's arrivals; with --users, that many users instead."""
         if self.users is not None:
             return Stage(
-                name, seconds, arrivals="users", users=self.users, think=self.think, **more  # type: ignore[arg-type]
+                name,
+                seconds,
+                arrivals="users",
+                users=self.users,
+                think=self.think,
+                **more,  # type: ignore[arg-type]
             )
         return Stage(
-            name, seconds, arrivals=self.arrivals, rate=rate, burstiness=self.burstiness, **more  # type: ignore[arg-type]
+            name,
+            seconds,
+            arrivals=self.arrivals,
+            rate=rate,
+            burstiness=self.burstiness,
+            **more,  # type: ignore[arg-type]
         )
 
     def described(self, plan: Plan) -> dict[str, str]:
@@ -88,7 +98,9 @@ class Options:
             "operation": plan.operation,
             "prompt tokens": str(plan.prompt),
             "answer tokens": str(plan.answer or "as the model likes"),
-            "shared opening": f"{plan.prefix} tokens, {plan.prefixes} of them" if plan.prefix else "",
+            "shared opening": f"{plan.prefix} tokens, {plan.prefixes} of them"
+            if plan.prefix
+            else "",
             "turns": f"{plan.turns}, {plan.think:g} s apart" if plan.turns > 1 else "",
         }
         if plan.path:

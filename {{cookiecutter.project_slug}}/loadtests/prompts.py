@@ -47,7 +47,9 @@ class Recorded:
     def take(self, rng: np.random.Generator, answer: Length | None) -> Script:
         """`answer` is the length of those that the file does not tell."""
         opening, turns = self._scripts[int(rng.integers(len(self._scripts)))]
-        lengths = [(text, length or (answer.draw(rng) if answer else None)) for text, length in turns]
+        lengths = [
+            (text, length or (answer.draw(rng) if answer else None)) for text, length in turns
+        ]
         return opening, lengths
 
 
@@ -121,4 +123,6 @@ def _sharegpt(said: list[Any]) -> Script | None:
 def _length(place: str, given: Any) -> int | None:
     if given is None or (isinstance(given, int) and given > 0):
         return given
-    raise PromptsError(f"The {place} has max_tokens of {given!r}; it is a number of tokens above 0.")
+    raise PromptsError(
+        f"The {place} has max_tokens of {given!r}; it is a number of tokens above 0."
+    )

@@ -80,8 +80,9 @@ class Stage(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Open loop: `rate` requests a second, sent when they are due whatever the server does, and with
     `ramp_from` growing from that rate. Closed loop (`arrivals` is `users`): `users` who each ask
-    again `think` seconds after their answer. What is not `measured` warms up. `burstiness` is the shape
-    of gamma's gaps, as in `vllm bench serve`: 1 is Poisson, less comes in bursts, more is more even.
+    again `think` seconds after their answer. What is not `measured` warms up. `burstiness` is the
+    shape of gamma's gaps, as in `vllm bench serve`: 1 is Poisson, less comes in bursts, more is
+    more even.
     """
 
     name: str

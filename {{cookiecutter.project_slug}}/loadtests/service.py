@@ -69,7 +69,7 @@ class Service:
             return False
 
     def models(self) -> list[str]:
-        """The names that it serves. Raises `CannotRun` in one sentence for all that may be wrong."""
+        """The names that it serves. Raises `CannotRun` for all that may be wrong with it."""
         try:
             reply = self.get("/v1/models", timeout=10)
             content = reply.json()
@@ -79,8 +79,10 @@ class Service:
                 "`make serve`, name another with --url, or leave --url out to have one started."
             ) from None
         if reply.status_code in (401, 403):
-            given = "the key in SERVING_KEY is refused" if os.environ.get("SERVING_KEY") else (
-                "it wants a key"
+            given = (
+                "the key in SERVING_KEY is refused"
+                if os.environ.get("SERVING_KEY")
+                else ("it wants a key")
             )
             raise CannotRun(
                 f"{self.url} answers {reply.status_code}, {given}: put one of scope inference "
@@ -117,14 +119,15 @@ class Service:
             if (
                 connection.status == psutil.CONN_LISTEN
                 and connection.pid
-                and connection.laddr.port == port
+                and connection.laddr
+                and connection.laddr[1] == port
             ):
                 return psutil.Process(connection.pid)
         return None
 
 
 class OwnService(Service):
-    """The project's own service, on a free port of loopback, with all that it writes in `folder`."""
+    """The project's own service, on a free port of loopback; all that it writes is in `folder`."""
 
     def __init__(self, folder: Path, log: Path) -> None:
         super().__init__(f"http://127.0.0.1:{_free_port()}")

@@ -126,7 +126,9 @@ class Session:
         fixed = plan.operation != "embeddings" and self._ask(few, fixed=True).outcome == "whole"
         low, high = self.ask_once(few).tokens_in, self.ask_once(many).tokens_in
         if low is None or high is None or high <= low:
-            self.warn("The server tells no usage: lengths are taken for words, and TPOT is missing.")
+            self.warn(
+                "The server tells no usage: lengths are taken for words, and TPOT is missing."
+            )
             return Scale(0.0, 1.0), fixed
         per_word = (high - low) / (many - few)
         return Scale(max(0.0, low - few * per_word), per_word), fixed

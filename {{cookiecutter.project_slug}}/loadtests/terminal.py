@@ -20,8 +20,17 @@ EVERY = 0.5
 #: Seconds of answers that a look tells of.
 RECENT = 5.0
 COLUMNS = (
-    "stage", "offered/s", "answered/s", "good", "TTFT p50", "p99", "TPOT p50", "ITL p99",
-    "tokens/s", "refused", "broken",
+    "stage",
+    "offered/s",
+    "answered/s",
+    "good",
+    "TTFT p50",
+    "p99",
+    "TPOT p50",
+    "ITL p99",
+    "tokens/s",
+    "refused",
+    "broken",
 )
 
 
@@ -32,7 +41,7 @@ class Terminal:
         self._console = console
         self._session: Session | None = None
         self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._greenlet: gevent.Greenlet | None = None
+        self._greenlet: gevent.Greenlet[[], None] | None = None
         self._printed = 0
 
     def told(self, text: str) -> None:
@@ -139,5 +148,3 @@ def _cells(summary: Summary) -> list[str]:
         str(summary.refused or ""),
         str(summary.failed + summary.truncated or ""),
     ]
-
-

@@ -13,19 +13,20 @@ from loadtests.lengths import Length
 from loadtests.prompts import Recorded
 from loadtests.results import Operation
 
-#: English's most frequent words, as any list of them has it: most tokenizers make one token of each.
-WORDS = (
-    "the of and to in is that it was for on are with as his they be at one have this from or had "
-    "by word but what some we can out other were all there when up use your how said an each she "
-    "which do their time if will way about many then them write would like so these her long make "
-    "thing see him two has look more day could go come did number sound no most people my over "
-    "know water than call first who may down side been now find any new work part take get place "
-    "made live where after back little only round man year came show every good me give our under "
-    "name very through just form sentence great think say help low line differ turn cause much mean "
-    "before move right boy old too same tell does set three want air well also play small end put "
-    "home read hand port large spell add even land here must big high such follow act why ask men "
-    "change went light kind off need house picture try us again animal point mother world near"
-).split()
+#: English's most frequent words: most tokenizers make one token of each.
+WORDS = """
+the of and to in is that it was for on are with as his they be at one have this from or had
+by word but what some we can out other were all there when up use your how said an each she
+which do their time if will way about many then them write would like so these her long make
+thing see him two has look more day could go come did number sound no most people my over
+know water than call first who may down side been now find any new work part take get place
+made live where after back little only round man year came show every good me give our under
+name very through just form sentence great think say help low line differ turn cause much
+mean before move right boy old too same tell does set three want air well also play small
+end put home read hand port large spell add even land here must big high such follow act why
+ask men change went light kind off need house picture try us again animal point mother world
+near
+""".split()
 
 
 class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -148,7 +149,9 @@ class Conversation:
 class Workload:
     """Makes conversations. The same seed and number give the same one, in whichever process."""
 
-    def __init__(self, plan: Plan, seed: int, scale: Scale, recorded: Recorded | None = None) -> None:
+    def __init__(
+        self, plan: Plan, seed: int, scale: Scale, recorded: Recorded | None = None
+    ) -> None:
         self.plan = plan
         self._seed = seed
         self._scale = scale

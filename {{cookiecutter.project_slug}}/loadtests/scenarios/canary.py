@@ -54,7 +54,13 @@ def _compare(session: Session, production: list[Sample], canary: list[Sample]) -
         base = statistic(np.asarray(one))
         change = difference(statistic, other, one, session.options.seed)
         rows.append(
-            [name, seconds(base), seconds(base + change.value), _signed(change), _percent(change, base)]
+            [
+                name,
+                seconds(base),
+                seconds(base + change.value),
+                _signed(change),
+                _percent(change, base),
+            ]
         )
         if change.low > base * session.options.tolerance:
             worse.append(name)
@@ -67,7 +73,8 @@ def _compare(session: Session, production: list[Sample], canary: list[Sample]) -
     session.judge(
         "canary is not worse",
         not worse,
-        f"worse beyond chance and {session.options.tolerance:.0%}: {', '.join(worse) or 'nothing'}.",
+        f"Beyond chance and {session.options.tolerance:.0%} worse: "
+        f"{', '.join(worse) or 'nothing'}.",
     )
 
 

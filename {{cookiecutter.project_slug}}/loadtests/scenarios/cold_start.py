@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import gevent
 import httpx
@@ -69,8 +70,7 @@ def _watch(session: Session, service: OwnService) -> dict[str, float]:
     marks.append(time.perf_counter())
     sample = session.ask_once()
     marks.append(marks[-1] + (sample.ttft or sample.latency))
-    pairs = zip(marks, marks[1:], strict=False)
-    return dict(zip(PHASES, (after - before for before, after in pairs), strict=True))
+    return dict(zip(PHASES, (after - before for before, after in pairwise(marks)), strict=True))
 
 
 def _state(session: Session, service: OwnService) -> str:

@@ -27,9 +27,7 @@ def run(session: Session) -> None:
             f"{session.service.url}: run it where the service runs."
         )
     session.warm_up()
-    running = session.start(
-        options.stage("soak", options.seconds or SECONDS, options.rate or RATE)
-    )
+    running = session.start(options.stage("soak", options.seconds or SECONDS, options.rate or RATE))
     engines = {replica.pid for replica in session.service.replicas(session.model)}
     _watch(session, process, engines, running)
     result = running.wait()

@@ -35,14 +35,13 @@ def run(session: Session) -> None:
             break
         rate = following(rate, held, missed)
     session.knee = Knee(held, 0.0 if math.isinf(missed) else missed)
+    _warn_of_few(session, results, held)
     _judge(session, results)
 
 
 def holds(result: StageResult, share: float) -> bool:
-    """A stage whose answers took longer to come than they were asked for is above what the server
-    can do, even where each met the SLO so far."""
-    summary = result.summary
-    return summary.requests > 0 and summary.good >= share and not summary.truncated
+    """A stage that offered nothing shows nothing."""
+    return result.summary.requests > 0 and result.summary.good >= share
 
 
 def following(rate: float, held: float, missed: float) -> float:
@@ -50,6 +49,17 @@ def following(rate: float, held: float, missed: float) -> float:
     if math.isinf(missed):
         return rate * 2
     return math.sqrt(held * missed) if held else rate / 2
+
+
+def _warn_of_few(session: Session, results: list[StageResult], held: float) -> None:
+    """Of ten good requests nobody can tell that 99 of a hundred are."""
+    wanted = math.ceil(1 / max(1 - session.options.slo.share, 0.001))
+    seen = max((r.summary.requests for r in results if r.stage.rate == held), default=wanted)
+    if seen < wanted:
+        session.warn(
+            f"The knee rests on {seen} requests; {session.options.slo.share:.4g} of them being "
+            f"good takes {wanted} to show: give it --seconds or fewer --steps."
+        )
 
 
 def _judge(session: Session, results: list[StageResult]) -> None:
