@@ -213,6 +213,31 @@ def test_priority_is_taken(engine: Engine, client: openai.OpenAI) -> None:
         assert said(client, FRANCE, extra_body={"priority": 5}).endswith("Paris.")
 
 
+def test_an_answer_that_no_token_ends_is_as_long_as_was_asked(
+    engine: Engine, client: openai.OpenAI
+) -> None:
+    endless = {"ignore_eos": True}
+    with engine.offers("`ignore_eos`"):
+        for limit in (4, 60):  # before and long after the token that would have ended it
+            whole = ask(client, FRANCE, max_tokens=limit, extra_body=endless)
+            assert whole.usage
+            assert whole.usage.completion_tokens == limit
+            assert whole.choices[0].finish_reason == "length"
+        text = whole.choices[0].message.content or ""
+        assert text.startswith("The capital of France is Paris.")
+        usage = {"include_usage": True}
+        last = stream(client, FRANCE, max_tokens=60, extra_body=endless, stream_options=usage)[-1]
+        assert last.usage
+        assert last.usage.completion_tokens == 60
+        continued = client.completions.create(
+            model="chat", prompt="The capital of France is", max_tokens=60, extra_body=endless
+        )
+        assert continued.usage
+        assert continued.usage.completion_tokens == 60
+        plain = ask(client, FRANCE, max_tokens=60, extra_body={"ignore_eos": False})
+        assert plain.choices[0].finish_reason == "stop"
+
+
 def test_hints_change_nothing(client: openai.OpenAI) -> None:
     assert said(client, FRANCE, user="u-1", metadata={"team": "a"}, store=False).endswith("Paris.")
 

@@ -10,7 +10,7 @@ import schemathesis
 #: What no JSON schema can say of fields that must fit together.
 BEYOND_A_SCHEMA = re.compile(
     r"names no function of tools|there are no tools to call|the same name|has its own form"
-    r"|cannot set this variable|needs logprobs"
+    r"|cannot set this variable|needs logprobs|it goes with no tools"
     r"|only a message of the role user|chat template refuses"
     r"|write a JSON object"  # in a string
     r"|at least 1 item after validation"  # of a response's input, which had thoughts only

@@ -87,6 +87,9 @@ class ChatRequest(Generation):
             raise wrong("tool_choice", "there are no tools to call")
         if forced and self.response_format and self.response_format.type != "text":
             raise wrong("response_format", "a forced tool call has its own form; leave one out")
+        if self.ignore_eos and not {"tools", "response_format"}.isdisjoint(self.asked()):
+            # Grammars end where their form does, and parsers of calls take end tokens for text.
+            raise wrong("ignore_eos", "it goes with no tools and no response_format")
         for name in self.chat_template_kwargs or ():
             if name in TAKEN_VARIABLES:
                 raise wrong(f"chat_template_kwargs.{name}", "a request cannot set this variable")

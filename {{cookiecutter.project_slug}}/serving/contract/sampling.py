@@ -146,6 +146,7 @@ class Generation(Request):
         "frequency_penalty": 0,
         "repetition_penalty": 1,
         "logit_bias": {},
+        "ignore_eos": False,
         "priority": 0,
     }
 
@@ -164,6 +165,9 @@ class Generation(Request):
         Annotated[dict[TokenId, Bias], Field(max_length=300, json_schema_extra=NO_OTHER_KEYS)]
         | None
     ) = None
+    #: goes on to the token limit, or the context's end, whatever the end token: load tests want
+    #: answers of one length
+    ignore_eos: bool | None = False
     #: lower goes first among the requests that wait
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31, strict=True)] | None = None
     stream: Flag = False

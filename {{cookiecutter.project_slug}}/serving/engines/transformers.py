@@ -11,8 +11,9 @@ What its dialect does differently, found in its source and by asking it:
   `generation_config` instead, built from the model's;
 * a text in `stop` ends generation but is left in the answer: the decoder cuts it off;
 * an answer whose end token is the last one allowed ends with `length`; the others say `stop`;
-* with continuous batching, all of that is read from the first request only, so sampling is then
-  fixed at greedy and everything else is refused.
+* `ignore_eos` is unknown to it; an end token that no vocabulary has says the same;
+* with continuous batching, all of that but the end token and the limit is read from the first
+  request only, so sampling is then fixed at greedy and everything else is refused.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ _FAMILIES_WITH_TOOLS = frozenset(
     {"qwen2", "qwen2_moe", "qwen2_vl", "qwen2_5_vl", "qwen3", "qwen3_moe", "qwen3_next", "qwen3_vl"}
     | {"qwen3_vl_moe", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "gemma4"}
 )
+#: The end token of an answer that no token ends. Null would mean the model's own, and the way of
+#: `min_new_tokens`, which forbids the end token, is closed to continuous batching.
+_NO_TOKEN = -1
 #: What of a model's config.json the generation needs when generation_config.json lacks it.
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -139,6 +143,8 @@ class Transformers(LocalEngine):
         config["do_sample"] = temperature > 0
         if temperature > 0:
             config["temperature"] = temperature
+        if request.ignore_eos:
+            config["eos_token_id"] = _NO_TOKEN
         if request.stops:
             config["stop_strings"] = request.stops
         body: dict[str, Any] = {

@@ -36,10 +36,12 @@ CHAT = {
     "chat_template_kwargs": {"enable_thinking": True},
 }
 EVERYTHING = [
+    ChatRequest.model_validate({**CHAT, "tool_choice": "none", "ignore_eos": True}),
     ChatRequest.model_validate({**CHAT, "response_format": {"type": "json_object"}}),
     ChatRequest.model_validate({**CHAT, "tool_choice": "required"}),
     CompletionRequest.model_validate(
-        {"model": "chat", "prompt": "Hi", **SAMPLING, "logprobs": 1, "echo": True}
+        {"model": "chat", "prompt": "Hi", **SAMPLING}
+        | {"logprobs": 1, "echo": True, "ignore_eos": True}
     ),
     EmbeddingRequest(model="embed", input="Hi", dimensions=8),
 ]

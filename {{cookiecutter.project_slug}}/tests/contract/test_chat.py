@@ -68,6 +68,31 @@ def test_what_the_contract_does_not_offer_is_refused_and_not_ignored(
     assert set(fields) <= set(ChatRequest.NOT_OFFERED)
 
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"tools": TOOLS},
+        {"tools": TOOLS, "tool_choice": "required"},
+    ],
+)
+def test_an_answer_with_a_form_of_its_own_has_its_own_end(fields: dict[str, Any]) -> None:
+    error = refusal(ignore_eos=True, **fields)
+    assert (error.status, error.param) == (400, "ignore_eos")
+    assert parse(ignore_eos=False, **fields).needs == ["chat", *fields]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"response_format": {"type": "text"}}, {"tools": []}, {"tools": TOOLS, "tool_choice": "none"}],
+)
+def test_one_that_is_free_may_go_on_to_its_limit(fields: dict[str, Any]) -> None:
+    assert parse(ignore_eos=True, max_tokens=5, **fields).needs == ["chat", "ignore_eos"]
+
+
 def test_fields_that_ask_for_nothing_are_accepted() -> None:
     """What popular clients send whether they use it or not."""
     request = parse(

@@ -106,6 +106,14 @@ def test_every_field_reaches_the_engine_under_the_name_all_engines_share(engine:
     assert {name: text[name] for name in FIELDS} == FIELDS
 
 
+def test_an_answer_that_no_token_ends_is_asked_for_by_the_name_all_engines_share(
+    engine: Engine,
+) -> None:
+    for request in (chat(ignore_eos=True), completion(ignore_eos=True)):
+        assert "ignore_eos" in engine.capabilities
+        assert body_of(engine, request)["ignore_eos"] is True
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
 def test_a_choice_of_tools_reaches_the_engine_with_the_tools(engine: Engine, choice: Any) -> None:
     body = body_of(engine, chat(tools=TOOLS, tool_choice=choice))
@@ -126,6 +134,7 @@ def test_a_value_that_changes_nothing_is_not_sent(engine: Engine) -> None:
         top_k=-1,
         stop=[],
         logit_bias={},
+        ignore_eos=False,
         priority=0,
         tools=[],
         tool_choice="auto",

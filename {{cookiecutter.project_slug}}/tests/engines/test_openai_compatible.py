@@ -149,6 +149,15 @@ def test_a_capability_nobody_has_stops_the_start_and_shows_those_there_are() -> 
     assert "tool_choice, tools" in str(caught.value)
 
 
+def test_an_answer_that_no_token_ends_is_for_servers_whose_section_says_so() -> None:
+    endless = CHAT.model_copy(update={"ignore_eos": True})
+    assert set(endless.needs) - engine().capabilities == {"ignore_eos"}
+    able = engine(capabilities=["ignore_eos"])
+    assert set(endless.needs) <= able.capabilities
+    assert json.loads(able.call(endless).body)["ignore_eos"] is True
+    assert "ignore_eos" not in json.loads(able.call(CHAT).body)
+
+
 def test_it_has_no_process_and_needs_no_model_files() -> None:
     remote = engine()
     assert not isinstance(remote, LocalEngine)

@@ -88,6 +88,22 @@ def test_stop_texts_and_repetition_penalty_and_seed_are_passed_on(model_folder: 
     assert body["seed"] == 0
 
 
+@pytest.mark.parametrize("batching", [False, True])
+def test_an_answer_that_no_token_ends_has_an_end_token_that_there_is_not(
+    model_folder: Path, batching: bool
+) -> None:
+    serving = engine(model_folder, continuous_batching=batching)
+
+    def end_of(**fields: Any) -> int:
+        body = json.loads(serving.call(chat(max_tokens=3, **fields)).body)
+        assert "ignore_eos" not in body  # it refuses fields it does not know
+        config = json.loads(body["generation_config"])
+        assert config["max_new_tokens"] == 3
+        return int(config["eos_token_id"])
+
+    assert (end_of(ignore_eos=True), end_of(ignore_eos=False), end_of()) == (-1, 1, 1)
+
+
 def test_a_models_own_total_length_does_not_compete_with_the_answers(model_folder: Path) -> None:
     (model_folder / "generation_config.json").write_text('{"max_length": 20}', "utf-8")
     config = config_of(model_folder, max_tokens=3)
@@ -122,7 +138,7 @@ def test_a_prompt_that_leaves_no_room_for_one_token_is_refused(model_folder: Pat
     assert json.loads(body["generation_config"])["max_new_tokens"] == 1
 
 
-PLAIN = {"chat", "completions", "chat_template_kwargs"}
+PLAIN = {"chat", "completions", "chat_template_kwargs", "ignore_eos"}
 SAMPLING = {"temperature", "top_p", "top_k", "min_p", "seed", "stop", "repetition_penalty"}
 
 

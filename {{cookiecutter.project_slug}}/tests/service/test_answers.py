@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -207,6 +208,28 @@ def test_sampling_fields_every_engine_has_are_taken(service: Service) -> None:
         user="somebody",
     )
     assert reply.status_code == 200, reply.text
+
+
+def test_the_engine_hears_that_no_token_ends_an_answer(service: Service) -> None:
+    def heard(ignore: bool) -> tuple[Any, Any]:
+        fields = {"max_tokens": 3, "ignore_eos": ignore}
+        text = {"model": "chat", "prompt": "Hello", **fields}
+        for reply in (
+            service.chat("Hello", **fields),
+            service.http.post("/v1/completions", json=text),
+        ):
+            assert reply.json()["usage"]["completion_tokens"] == 3
+        chat, completion = service.stats()["bodies"][-2:]
+        return _ignores_eos(chat), _ignores_eos(completion)
+
+    assert (heard(True), heard(False)) == ((True, True), (False, False))
+
+
+def _ignores_eos(body: dict[str, Any]) -> bool:
+    """Whether the engine was told to, in its dialect."""
+    if "generation_config" in body:
+        return bool(json.loads(body["generation_config"])["eos_token_id"] == -1)
+    return bool(body.get("ignore_eos", False))
 
 
 def test_an_earlier_reply_can_be_sent_back_as_it_came(service: Service) -> None:

@@ -163,6 +163,7 @@ SCHEMA = {"name": "x", "schema": {"type": "object"}}
         ("chat/completions", {"presence_penalty": 1}, "presence_penalty"),
         ("chat/completions", {"tools": [{"type": "function", "function": TOOL}]}, "tools"),
         ("chat/completions", {"logprobs": True}, "logprobs"),
+        ("chat/completions", {"ignore_eos": True}, "ignore_eos"),
         ("responses", {"tools": [{"type": "function", **TOOL}]}, "tools"),
         ("responses", {"text": {"format": {"type": "json_schema", **SCHEMA}}}, "text.format"),
         ("responses", {"reasoning": {"effort": "low"}}, "reasoning.effort"),
