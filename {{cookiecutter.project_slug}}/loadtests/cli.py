@@ -35,7 +35,7 @@ from loadtests.options import (
 from loadtests.prompts import PromptsError, Recorded
 from loadtests.results import Arrivals, Operation, Report, Slo, UnreadableReport, read
 from loadtests.scenarios import SCENARIOS
-from loadtests.service import CannotRun, OwnService, project_model, under_test
+from loadtests.service import CannotRun, OwnService, Service, project_model, under_test
 from loadtests.session import Session
 from loadtests.terminal import Terminal, show
 from loadtests.workload import PRESETS, Plan
@@ -223,14 +223,14 @@ def perform(
     gc.freeze()
     stopped = False
     with under_test(url, folder / "service.log") as service, Terminal(console) as terminal:
-        name = model or (project_model() if url is None else service.models()[0])
+        name = model or (project_model() if url is None else _first(service))
         if isinstance(service, OwnService):
             console.print(
                 f"Starting the service (its log: {folder / 'service.log'})", soft_wrap=True
             )
             service.wait_until_ready()
         console.print(f"{scenario} of {name} at {service.url}")
-        session = Session(scenario, options, service, name or "", folder, terminal.told)
+        session = Session(scenario, options, service, name, folder, terminal.told)
         terminal.watch(session)
         try:
             SCENARIOS[scenario](session)
@@ -332,6 +332,13 @@ def _address(text: str) -> tuple[str, int]:
     if not host or not port.isdecimal():
         raise OptionError(f"--bind {text!r}: write HOST:PORT.")
     return host, int(port)
+
+
+def _first(service: Service) -> str:
+    served = service.models()
+    if not served:
+        raise CannotRun(f"{service.url} does not tell what it serves: name a model with --model.")
+    return served[0]
 
 
 def _folder(scenario: str) -> Path:

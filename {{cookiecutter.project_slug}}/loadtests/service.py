@@ -69,7 +69,8 @@ class Service:
             return False
 
     def models(self) -> list[str]:
-        """The names that it serves. Raises `CannotRun` for all that may be wrong with it."""
+        """The names that it serves, none where a server of others does not tell. Raises `CannotRun`
+        for all that may be wrong with it."""
         try:
             reply = self.get("/v1/models", timeout=10)
             content = reply.json()
@@ -88,6 +89,8 @@ class Service:
                 f"{self.url} answers {reply.status_code}, {given}: put one of scope inference "
                 "(and admin, for scenarios that move labels) into the variable SERVING_KEY."
             )
+        if reply.status_code == 404:
+            return []
         if reply.is_error:
             raise CannotRun(f"{self.url}/v1/models answers {reply.status_code}; see its log.")
         return [model["id"] for model in content["data"]]
@@ -236,7 +239,7 @@ def under_test(url: str | None, log: Path) -> Iterator[Service]:
             own.stop()
 
 
-def project_model() -> str | None:
+def project_model() -> str:
     """The first model that this project's serving.yaml names."""
     try:
         return next(iter(load_settings(_config(), surroundings=False).models))

@@ -81,10 +81,10 @@ class Session:
         """Learns what the server makes of our words, and brings the load generators together.
         `other` names a second server to ask, given the first. Raises `CannotRun`."""
         served = self.service.models()
-        if self.model not in served:
+        if served and self.model not in served:
             raise CannotRun(
                 f"{self.service.url} serves no model {self.model}: name one of "
-                f"{', '.join(served) or 'its models'} with --model."
+                f"{', '.join(served)} with --model."
             )
         plan = self.options.plan
         self.target = Target(self.service.url, self.model, temperature=self.options.temperature)
