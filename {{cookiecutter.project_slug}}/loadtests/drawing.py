@@ -149,4 +149,11 @@ def groups(samples: Sequence[Sample], most: int = len(INKS)) -> dict[str, list[S
         name = " · ".join(str(getattr(sample, field)) or "none" for field in fields)
         found.setdefault(name, []).append(sample)
     largest = sorted(found, key=lambda name: -len(found[name]))[:most]
-    return {name: found[name] for name in sorted(largest)}
+    return {short(name): found[name] for name in sorted(largest)}
+
+
+def short(text: str, most: int = 30) -> str:
+    """As much of its beginning and end as there is room for."""
+    if len(text) <= most:
+        return text
+    return text[: most // 2] + "…" + text[-(most // 2 - 1) :]

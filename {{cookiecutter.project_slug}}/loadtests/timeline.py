@@ -17,6 +17,7 @@ from loadtests.drawing import (
     canvas,
     groups,
     log_seconds,
+    short,
     styled,
     svg,
 )
@@ -154,7 +155,7 @@ def _stages(report: Report, end: float, panels: Sequence[Axes]) -> None:
                 axes.axvline(stage.began, color=GREY, linewidth=0.7)
             else:
                 axes.axvspan(stage.began, stage.ended, color=FAINT, alpha=0.5, zorder=0)
-        name = stage.stage.name
+        name = short(stage.stage.name)
         needed = (len(name) + 1) / _LETTERS * end
         if stage.began >= free_from and needed < max(stage.ended - stage.began, end / 12):
             place = panels[0].get_xaxis_transform()
