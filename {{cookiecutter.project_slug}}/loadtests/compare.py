@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from loadtests import figures
 from loadtests.drawing import seconds
 from loadtests.figures import Clusters, Interval, Statistic
+from loadtests.measures import E2E, ITL, TPOT, TTFT, Measure
 from loadtests.results import Report, Sample, Slo, Stage, Table, Verdict
 
 #: A stage is cut into so many times of equal length, whose requests are drawn together.
@@ -42,7 +43,7 @@ class _Change(NamedTuple):
     worse: bool
 
 
-_Measure = Callable[[Sequence[_Part], Sequence[_Part], float], _Change | None]
+_Compared = Callable[[Sequence[_Part], Sequence[_Part], float], _Change | None]
 
 
 def compare(
@@ -58,14 +59,14 @@ def compare(
     common = _common(old, new)
     if old.scenario != new.scenario or not common:
         return table, [Verdict("comparable", False, _incomparable(old, new))]
-    measures = _measures(old.slo, seed)
+    compared = _compared(old.slo, seed)
     verdicts = []
     pooled = [one for one, _ in common.values()], [other for _, other in common.values()]
-    for name, measure in measures.items():
+    for name, change_of in compared.items():
         for stage, (one, other) in common.items():
-            if (change := measure([one], [other], tolerance)) is not None:
+            if (change := change_of([one], [other], tolerance)) is not None:
                 table.rows.append(_row(stage, name, change))
-        if (change := measure(*pooled, tolerance)) is not None:
+        if (change := change_of(*pooled, tolerance)) is not None:
             if len(common) > 1:
                 table.rows.append(_row("all of these", name, change))
             text = f"{change.old} before, {change.new} now: {change.change} ({change.interval})."
@@ -152,22 +153,22 @@ def _knees(old: float, new: float, tolerance: float) -> Verdict:
     return Verdict("knee", new >= old * (1 - tolerance), text)
 
 
-def _measures(slo: Slo, seed: int) -> dict[str, _Measure]:
+def _compared(slo: Slo, seed: int) -> dict[str, _Compared]:
     """What is compared, by its name."""
 
-    def latency(statistic: Statistic, of: Callable[[Sample], Sequence[float]]) -> _Measure:
-        return lambda old, new, tolerance: _latency(statistic, of, old, new, tolerance, seed)
+    def latency(statistic: Statistic, measure: Measure) -> _Compared:
+        return lambda old, new, tolerance: _latency(statistic, measure, old, new, tolerance, seed)
 
-    def share(of: Callable[[Sample], bool], more_is_worse: bool) -> _Measure:
+    def share(of: Callable[[Sample], bool], more_is_worse: bool) -> _Compared:
         return lambda old, new, tolerance: _share(of, more_is_worse, old, new, tolerance)
 
     return {
-        "TTFT p50": latency(figures.median, _ttft),
-        "TTFT p99": latency(figures.p99, _ttft),
-        "TPOT p50": latency(figures.median, _tpot),
-        "ITL p99": latency(figures.p99, lambda sample: sample.gaps),
-        "end to end p50": latency(figures.median, lambda sample: (sample.latency,)),
-        "end to end p99": latency(figures.p99, lambda sample: (sample.latency,)),
+        "TTFT p50": latency(figures.median, TTFT),
+        "TTFT p99": latency(figures.p99, TTFT),
+        "TPOT p50": latency(figures.median, TPOT),
+        "ITL p99": latency(figures.p99, ITL),
+        "end to end p50": latency(figures.median, E2E),
+        "end to end p99": latency(figures.p99, E2E),
         "tokens/s": lambda old, new, tolerance: _tokens(old, new, tolerance, seed),
         "good": share(slo.met_by, more_is_worse=False),
         "failed or truncated": share(
@@ -176,24 +177,16 @@ def _measures(slo: Slo, seed: int) -> dict[str, _Measure]:
     }
 
 
-def _ttft(sample: Sample) -> Sequence[float]:
-    return () if sample.ttft is None else (sample.ttft,)
-
-
-def _tpot(sample: Sample) -> Sequence[float]:
-    return () if sample.tpot is None else (sample.tpot,)
-
-
 def _latency(
     statistic: Statistic,
-    of: Callable[[Sample], Sequence[float]],
+    measure: Measure,
     old: Sequence[_Part],
     new: Sequence[_Part],
     tolerance: float,
     seed: int,
 ) -> _Change | None:
-    before, old_clusters = _values(of, old)
-    after, new_clusters = _values(of, new)
+    before, old_clusters = _values(measure, old)
+    after, new_clusters = _values(measure, new)
     if not len(before) or not len(after):
         return None
     clusters = new_clusters, old_clusters
@@ -203,15 +196,13 @@ def _latency(
     return _relative(seconds, was, now, change, worse)
 
 
-def _values(
-    of: Callable[[Sample], Sequence[float]], parts: Sequence[_Part]
-) -> tuple[NDArray[np.float64], Clusters]:
+def _values(measure: Measure, parts: Sequence[_Part]) -> tuple[NDArray[np.float64], Clusters]:
     """Those of the whole answers."""
     values: list[float] = []
     counts: list[int] = []
     for part in parts:
         for sample in part.samples:
-            found = of(sample) if sample.outcome == "whole" else ()
+            found = measure.of(sample) if sample.outcome == "whole" else ()
             values.extend(found)
             counts.append(len(found))
     return np.array(values, dtype=np.float64), _clusters(parts, counts)

@@ -131,11 +131,11 @@ def independent(held: NDArray[np.bool_], clusters: Clusters) -> float:
     off = np.bincount(clusters.cluster, held - shares[clusters.stratum])
     # A cluster more than one of each stratum is free to differ.
     count = len(np.unique(clusters.cluster))
-    free = max(1, count - np.count_nonzero(sizes))
+    free = max(1, count - int(np.count_nonzero(sizes)))
     between = float((off**2).sum()) * count / free
     # Clusters may agree by luck better than independent values would.
     within = float((sizes * shares * (1 - shares)).sum())
-    variance: float = max(between, within)
+    variance = max(between, within)
     return max(2.0, p * (1 - p) * n**2 / variance) if variance else float(n)
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from loadtests import plots
 from loadtests.drawing import Plot, seconds
+from loadtests.rates import rates
 from loadtests.results import Knee, Report, Slo, Stage, Table
 from loadtests.timeline import timeline
 
@@ -48,7 +49,7 @@ def render(report: Report) -> str:
         when=_when,
     )
     drawn = (
-        plots.rates(report),
+        rates(report),
         timeline(report),
         plots.versions(report),
         plots.distributions(report),
