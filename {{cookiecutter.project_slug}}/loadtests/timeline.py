@@ -119,11 +119,11 @@ def thinned(whole: Sequence[Sample], of_ttft: bool) -> list[Sample]:
 
 def _wrong(axes: Axes, samples: Sequence[Sample]) -> bool:
     """Whether some marks were left out."""
-    thinned = False
+    left_out = False
     for row, (outcome, ink, marker) in enumerate(_WRONG):
         at = [sample.sent for sample in samples if sample.outcome == outcome]
         if len(at) > _MARKS:
-            thinned = True
+            left_out = True
             at = [at[i] for i in np.linspace(0, len(at) - 1, _MARKS).astype(int)]
         axes.plot(at, [row] * len(at), linestyle="none", color=ink, marker=marker)
     counts = [sum(sample.outcome == outcome for sample in samples) for outcome, *_ in _WRONG]
@@ -131,7 +131,7 @@ def _wrong(axes: Axes, samples: Sequence[Sample]) -> bool:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="x", visible=False)
-    return thinned
+    return left_out
 
 
 def _rates(axes: Axes, report: Report) -> None:
