@@ -1,8 +1,8 @@
 """Two runs side by side: what is slower, and whether chance alone would do that.
 
 Only stages that both runs have, with the same load, are compared. A difference counts when its 95 %
-interval leaves nothing out of doubt and it is more than a tolerance. Requests of the same second meet
-the same queue, so that they are no independent witnesses: the interval is over times, not requests.
+interval is all on one side of none, and when it is more than a tolerance. Requests of one second
+meet one queue and are no independent witnesses: chance is judged by how times differ, not requests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from loadtests import figures
 from loadtests.drawing import seconds
-from loadtests.figures import Interval, Statistic
+from loadtests.figures import Clusters, Interval, Statistic
+from loadtests.measures import E2E, ITL, TPOT, TTFT, Measure
 from loadtests.results import Report, Sample, Slo, Stage, Table, Verdict
 
 #: A stage is cut into so many times of equal length, whose requests are drawn together.
@@ -25,7 +26,7 @@ _COLUMNS = ["stage", "measure", "old", "new", "change", "95 % interval", "judged
 
 
 class _Part(NamedTuple):
-    """The counted samples of a stage, and the time of each: its number from 0."""
+    """The counted samples of a stage, and the time of each: a number from 0 to below `TIMES`."""
 
     stage: Stage
     samples: list[Sample]
@@ -33,18 +34,16 @@ class _Part(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """`ratio`: by what part of the old value the new one is above it, with its interval. None where
-    there is no old value to be a part of."""
+    """As it is to be read, and whether it is for the worse."""
 
     old: str
     new: str
-    ratio: Interval | None
-    worse: bool
-    text: str
+    change: str
     interval: str
+    worse: bool
 
 
-_Measure = Callable[[Sequence[_Part], Sequence[_Part], float], _Change | None]
+_Compared = Callable[[Sequence[_Part], Sequence[_Part], float], _Change | None]
 
 
 def compare(
@@ -60,20 +59,24 @@ def compare(
     common = _common(old, new)
     if old.scenario != new.scenario or not common:
         return table, [Verdict("comparable", False, _incomparable(old, new))]
-    measures = _measures(old.slo, seed)
+    compared = _compared(old.slo, seed)
     verdicts = []
     pooled = [one for one, _ in common.values()], [other for _, other in common.values()]
-    for name, measure in measures.items():
+    for name, change_of in compared.items():
         for stage, (one, other) in common.items():
-            if (change := measure([one], [other], tolerance)) is not None:
+            if (change := change_of([one], [other], tolerance)) is not None:
                 table.rows.append(_row(stage, name, change))
-        if (change := measure(*pooled, tolerance)) is not None:
+        if (change := change_of(*pooled, tolerance)) is not None:
             if len(common) > 1:
                 table.rows.append(_row("all of these", name, change))
-            verdicts.append(Verdict(name, not change.worse, f"{change.text}."))
+            text = f"{change.old} before, {change.new} now: {change.change} ({change.interval})."
+            verdicts.append(Verdict(name, not change.worse, text))
     table.rows.sort(key=lambda row: [*common, "all of these"].index(row[0]))
     table.rows += _differences("plan", old.plan, new.plan)
     table.rows += _differences("machine", old.machine, new.machine)
+    for stage, (one, other) in common.items():
+        lengths = f"{one.stage.seconds:g} s", f"{other.stage.seconds:g} s"
+        table.rows += _differences("seconds of", {stage: lengths[0]}, {stage: lengths[1]})
     if old.slo != new.slo:
         table.rows.append(["note", "SLO", "", "differs", "", "", "the old one is used"])
     if old.knee and new.knee:
@@ -96,11 +99,10 @@ def _same(one: _Part, other: _Part | None) -> bool:
 
 
 def _parts(report: Report) -> dict[str, _Part]:
-    """The measured stages by name; of several with one name the first is `name`, the next `name 2`."""
+    """The measured stages by name; of two with one name the second is `name 2`."""
     of_stage: dict[int, list[Sample]] = {}
     for sample in report.samples:
-        if sample.outcome != "cut":
-            of_stage.setdefault(sample.stage, []).append(sample)
+        of_stage.setdefault(sample.stage, []).append(sample)
     parts: dict[str, _Part] = {}
     for number, result in enumerate(report.stages):
         if not result.stage.measured:
@@ -133,16 +135,14 @@ def _incomparable(old: Report, new: Report) -> str:
 
 def _row(stage: str, name: str, change: _Change) -> list[str]:
     judged = "worse" if change.worse else "passed"
-    shown = "–" if change.ratio is None else _signed(change.ratio.value)
-    return [stage, name, change.old, change.new, shown, change.interval, judged]
+    return [stage, name, change.old, change.new, change.change, change.interval, judged]
 
 
 def _differences(kind: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[list[str]]:
     """A row for each entry that is not the same: the reader judges whether that matters."""
-    names = list({**old, **new})
     return [
         ["note", f"{kind}: {name}", old.get(name, "–"), new.get(name, "–"), "", "", "differs"]
-        for name in names
+        for name in {**old, **new}
         if old.get(name) != new.get(name)
     ]
 
@@ -152,22 +152,22 @@ def _knees(old: float, new: float, tolerance: float) -> Verdict:
     return Verdict("knee", new >= old * (1 - tolerance), text)
 
 
-def _measures(slo: Slo, seed: int) -> dict[str, _Measure]:
+def _compared(slo: Slo, seed: int) -> dict[str, _Compared]:
     """What is compared, by its name."""
 
-    def latency(statistic: Statistic, of: Callable[[Sample], Sequence[float]]) -> _Measure:
-        return lambda old, new, tolerance: _latency(statistic, of, old, new, tolerance, seed)
+    def latency(statistic: Statistic, measure: Measure) -> _Compared:
+        return lambda old, new, tolerance: _latency(statistic, measure, old, new, tolerance, seed)
 
-    def share(of: Callable[[Sample], bool], more_is_worse: bool) -> _Measure:
+    def share(of: Callable[[Sample], bool], more_is_worse: bool) -> _Compared:
         return lambda old, new, tolerance: _share(of, more_is_worse, old, new, tolerance)
 
     return {
-        "TTFT p50": latency(figures.median, _ttft),
-        "TTFT p99": latency(figures.p99, _ttft),
-        "TPOT p50": latency(figures.median, _tpot),
-        "ITL p99": latency(figures.p99, lambda sample: sample.gaps),
-        "end to end p50": latency(figures.median, lambda sample: (sample.latency,)),
-        "end to end p99": latency(figures.p99, lambda sample: (sample.latency,)),
+        "TTFT p50": latency(figures.median, TTFT),
+        "TTFT p99": latency(figures.p99, TTFT),
+        "TPOT p50": latency(figures.median, TPOT),
+        "ITL p99": latency(figures.p99, ITL),
+        "end to end p50": latency(figures.median, E2E),
+        "end to end p99": latency(figures.p99, E2E),
         "tokens/s": lambda old, new, tolerance: _tokens(old, new, tolerance, seed),
         "good": share(slo.met_by, more_is_worse=False),
         "failed or truncated": share(
@@ -176,46 +176,42 @@ def _measures(slo: Slo, seed: int) -> dict[str, _Measure]:
     }
 
 
-def _ttft(sample: Sample) -> Sequence[float]:
-    return () if sample.ttft is None else (sample.ttft,)
-
-
-def _tpot(sample: Sample) -> Sequence[float]:
-    return () if sample.tpot is None else (sample.tpot,)
-
-
 def _latency(
     statistic: Statistic,
-    of: Callable[[Sample], Sequence[float]],
+    measure: Measure,
     old: Sequence[_Part],
     new: Sequence[_Part],
     tolerance: float,
     seed: int,
 ) -> _Change | None:
-    (before, old_times), (after, new_times) = _values(of, old), _values(of, new)
+    before, old_clusters = _values(measure, old)
+    after, new_clusters = _values(measure, new)
     if not len(before) or not len(after):
         return None
-    was = statistic(before)
-    clusters = new_times, old_times
+    clusters = new_clusters, old_clusters
     change = figures.difference(statistic, after, before, seed, clusters)
-    return _change(seconds, was, statistic(after), change, tolerance, more_is_worse=True)
+    was, now = statistic(before), statistic(after)
+    worse = change.low > 0 and change.value > tolerance * was
+    return _relative(seconds, was, now, change, worse)
 
 
-def _values(
-    of: Callable[[Sample], Sequence[float]], parts: Sequence[_Part]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Of the whole answers, each value and the number of its stage and time."""
+def _values(measure: Measure, parts: Sequence[_Part]) -> tuple[NDArray[np.float64], Clusters]:
+    """Those of the whole answers."""
     values: list[float] = []
     counts: list[int] = []
-    clusters: list[int] = []
-    for number, part in enumerate(parts):
-        for sample, time in zip(part.samples, part.times.tolist(), strict=True):
-            if sample.outcome == "whole":
-                found = of(sample)
-                values.extend(found)
-                counts.append(len(found))
-                clusters.append(number * TIMES + time)
-    return np.array(values), np.repeat(np.array(clusters, dtype=np.int64), counts)
+    for part in parts:
+        for sample in part.samples:
+            found = measure.of(sample) if sample.outcome == "whole" else ()
+            values.extend(found)
+            counts.append(len(found))
+    return np.array(values, dtype=np.float64), _clusters(parts, counts)
+
+
+def _clusters(parts: Sequence[_Part], counts: Sequence[int]) -> Clusters:
+    """Of values of which the samples have so many each: the number of stage and time."""
+    times = np.concatenate([part.times + i * TIMES for i, part in enumerate(parts)])
+    clusters = np.repeat(times, counts)
+    return Clusters(clusters // TIMES, clusters)
 
 
 def _tokens(
@@ -227,16 +223,19 @@ def _tokens(
         return None
     change = figures.difference(figures.mean, after, before, seed)
     was, now = figures.mean(before), figures.mean(after)
-    return _change(lambda rate: f"{rate:,.1f}", was, now, change, tolerance, more_is_worse=False)
+    worse = change.high < 0 and -change.value > tolerance * was
+    return _relative(lambda rate: f"{rate:,.1f}", was, now, change, worse)
 
 
 def _token_rates(parts: Sequence[_Part]) -> NDArray[np.float64]:
+    """One for each time, brought to the mean of all stages: that stages differ is no chance."""
     rates = []
     for part in parts:
         tokens = [(s.tokens_out or 0) * (s.outcome == "whole") for s in part.samples]
         summed = np.bincount(part.times, weights=tokens, minlength=TIMES)
         rates.append(summed / (part.stage.seconds / TIMES))
-    return np.concatenate(rates)
+    middle = np.mean([rate.mean() for rate in rates])
+    return np.concatenate([rate - rate.mean() + middle for rate in rates])
 
 
 def _share(
@@ -251,40 +250,33 @@ def _share(
     apart = one.value - other.value
     low = apart - float(np.hypot(one.value - one.low, other.high - other.value))
     high = apart + float(np.hypot(one.high - one.value, other.value - other.low))
-    change = Interval(apart, low, high)
-    return _change(_percent, other.value, one.value, change, tolerance, more_is_worse)
+    if more_is_worse:
+        worse = low > 0 and apart > tolerance * other.value
+    else:
+        worse = high < 0 and -apart > tolerance * other.value
+    return _Change(
+        f"{other.value * 100:.2f} %",
+        f"{one.value * 100:.2f} %",
+        f"{_signed(apart)} points",
+        f"{_signed(low)} to {_signed(high)} points",
+        worse,
+    )
 
 
 def _counted(of: Callable[[Sample], bool], parts: Sequence[_Part]) -> Interval:
-    held = [of(sample) for part in parts for sample in part.samples]
-    return figures.share(sum(held), len(held))
+    held = np.array([of(sample) for part in parts for sample in part.samples])
+    n = figures.independent(held, _clusters(parts, [1] * len(held)))
+    return figures.share(float(held.mean()) * n, n)
 
 
-def _change(
-    write: Callable[[float], str],
-    was: float,
-    now: float,
-    change: Interval,
-    tolerance: float,
-    more_is_worse: bool,
+def _relative(
+    write: Callable[[float], str], was: float, now: float, change: Interval, worse: bool
 ) -> _Change:
     """`change`: by how much `now` is above `was`, in the same unit."""
-    if more_is_worse:
-        worse = change.low > 0 and change.value > tolerance * was
-    else:
-        worse = change.high < 0 and -change.value > tolerance * was
-    ratio = Interval(*(one / was for one in change)) if was else None
-    text = f"{write(was)} before, {write(now)} now"
-    interval = "–"
-    if ratio is not None:
-        interval = f"{_signed(ratio.low)} to {_signed(ratio.high)}"
-        text += f": {_signed(ratio.value)} ({interval})"
-    return _Change(write(was), write(now), ratio, worse, text, interval)
+    value, low, high = (f"{_signed(one / was)} %" if was else "–" for one in change)
+    return _Change(write(was), write(now), value, f"{low} to {high}", worse)
 
 
 def _signed(ratio: float) -> str:
-    return f"{ratio * 100:+.1f} %".replace("-", "−")
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.2f} %"
+    """In hundredths."""
+    return f"{ratio * 100:+.1f}".replace("-", "−")

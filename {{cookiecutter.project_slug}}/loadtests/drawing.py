@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ WIDTH = 9.6
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a version's or gauge's name may hold a $
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.5,
@@ -82,7 +84,10 @@ def svg(figure: Figure, name: str, label: str) -> str:
     and its ids begin with `name`, for those of several plots would be the same."""
     out = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(out, format="svg", metadata=nothing)
+    with warnings.catch_warnings():
+        # What this font lacks the browser has in another; only its width is guessed.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(out, format="svg", metadata=nothing)
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
@@ -149,4 +154,11 @@ def groups(samples: Sequence[Sample], most: int = len(INKS)) -> dict[str, list[S
         name = " · ".join(str(getattr(sample, field)) or "none" for field in fields)
         found.setdefault(name, []).append(sample)
     largest = sorted(found, key=lambda name: -len(found[name]))[:most]
-    return {name: found[name] for name in sorted(largest)}
+    return {short(name): found[name] for name in sorted(largest)}
+
+
+def short(text: str, most: int = 30) -> str:
+    """As much of its beginning and end as there is room for."""
+    if len(text) <= most:
+        return text
+    return text[: most // 2] + "…" + text[-(most // 2 - 1) :]

@@ -20,7 +20,17 @@ NORMAL_FROM = 20_000
 
 Statistic = Callable[[NDArray[np.float64]], float]
 Values = Sequence[float] | NDArray[np.float64]
-Clusters = NDArray[np.int64]
+
+
+class Clusters(NamedTuple):
+    """Where each value is from, by number; a cluster's number is its own over all strata.
+
+    Values of one `cluster` depend on each other, as those of one second do, that met one queue; the
+    clusters of a `stratum` do not. Strata are no chance: a run made again has the same stages.
+    """
+
+    stratum: NDArray[np.int64]
+    cluster: NDArray[np.int64]
 
 
 class Interval(NamedTuple):
@@ -92,8 +102,7 @@ def difference(
 ) -> Interval:
     """By how much the statistic of `one` is above that of `other`; the two drawn apart.
 
-    `clusters`: for each value of `one` and of `other` the number of its cluster, where the values
-    of a cluster depend on each other, as the gaps of an answer do. Percentiles only.
+    `clusters`: those of `one` and of `other`, for percentiles, where values are not independent.
     """
     first, second = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
     rng = np.random.default_rng(seed)
@@ -102,7 +111,7 @@ def difference(
     return Interval(statistic(first) - statistic(second), *_ends(draws))
 
 
-def share(part: int, whole: int) -> Interval:
+def share(part: float, whole: float) -> Interval:
     """`part` of `whole` with Wilson's score interval, which stays within 0 and 1 (Wilson 1927)."""
     if not whole:
         return Interval(math.nan, 0.0, 1.0)
@@ -110,6 +119,23 @@ def share(part: int, whole: int) -> Interval:
     centre = (p + z * z / (2 * whole)) / (1 + z * z / whole)
     half = z * math.sqrt(p * (1 - p) / whole + z * z / (4 * whole**2)) / (1 + z * z / whole)
     return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def independent(held: NDArray[np.bool_], clusters: Clusters) -> float:
+    """How many independent values would know as well what share of them holds, from 2 up: Kish's
+    effective size of a sample (1965), with each stratum's share taken as its own."""
+    p, n = float(held.mean()), len(held)
+    sizes = np.bincount(clusters.stratum)
+    shares = np.bincount(clusters.stratum, held) / np.maximum(sizes, 1)
+    off = np.bincount(clusters.cluster, held - shares[clusters.stratum])
+    # A cluster more than one of each stratum is free to differ.
+    count = len(np.unique(clusters.cluster))
+    free = max(1, count - int(np.count_nonzero(sizes)))
+    between = float((off**2).sum()) * count / free
+    # Clusters may agree by luck better than independent values would.
+    within = float((sizes * shares * (1 - shares)).sum())
+    variance = max(between, within)
+    return max(2.0, p * (1 - p) * n**2 / variance) if variance else float(n)
 
 
 def median(values: NDArray[np.float64]) -> float:
@@ -159,21 +185,10 @@ def _quantile_draws(
     ordered = np.sort(values)
     n = float(len(ordered))
     if clusters is not None:
-        n = _independent(p, values, clusters)
+        n = independent(values <= np.quantile(values, p), clusters)
     below = (n - 1) * p
     ranks = rng.beta(below + 1, n - below, DRAWS)
     return ordered[np.minimum((ranks * len(ordered)).astype(np.int64), len(ordered) - 1)]
-
-
-def _independent(p: float, values: NDArray[np.float64], clusters: Clusters) -> float:
-    """How many independent values would know the quantile as well (Woodruff 1952, Kish 1965)."""
-    _, of = np.unique(clusters, return_inverse=True)
-    count = int(of.max()) + 1
-    off = np.bincount(of, (values <= np.quantile(values, p)) - p, count)
-    variance = float((off**2).sum()) / len(values) ** 2 * count / max(1, count - 1)
-    if not variance:
-        return float(len(values))
-    return min(float(len(values)), max(2.0, p * (1 - p) / variance))
 
 
 def _ends(draws: NDArray[np.float64]) -> tuple[float, float]:

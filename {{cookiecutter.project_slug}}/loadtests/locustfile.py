@@ -1,8 +1,8 @@
 """Locust's own web page, for those who like it: `locust -f loadtests/locustfile.py`.
 
 Each answer is three entries: `chat` (end to end, its size in tokens), `chat TTFT` and `chat TPOT`;
-what is refused (429, 503, 529) fails under a name of its own. Locust rounds its percentiles and its users
-wait for their answers: for figures to rely on, take `python -m loadtests`.
+what is refused (429, 503, 529) fails under a name of its own. Locust rounds its percentiles, and
+its users wait for their answers: for figures to rely on, take `python -m loadtests`.
 
     SERVING_KEY=sk-…  locust -f loadtests/locustfile.py --host http://127.0.0.1:3000
 """
@@ -15,7 +15,6 @@ from itertools import count
 
 from locust import User, between, events, task
 from locust.argument_parser import LocustArgumentParser
-from locust.env import Environment
 
 from loadtests.asker import Asker, Target
 from loadtests.clock import Clock

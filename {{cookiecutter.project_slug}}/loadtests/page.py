@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from loadtests import plots
 from loadtests.drawing import Plot, seconds
+from loadtests.rates import rates
 from loadtests.results import Knee, Report, Slo, Stage, Table
 from loadtests.timeline import timeline
 
@@ -48,7 +49,7 @@ def render(report: Report) -> str:
         when=_when,
     )
     drawn = (
-        plots.rates(report),
+        rates(report),
         timeline(report),
         plots.versions(report),
         plots.distributions(report),
@@ -98,7 +99,7 @@ def _errors(report: Report) -> list[_Error]:
     counted = Counter(
         (sample.outcome, sample.status, sample.error)
         for sample in report.samples
-        if sample.outcome not in ("whole", "cut")
+        if sample.outcome != "whole"
     )
     return [_Error(times, *kind) for kind, times in counted.most_common()]
 

@@ -1,10 +1,9 @@
-"""Plots of latency: against rate, as distributions, and of versions side by side."""
+"""Plots of latency as distributions, of versions side by side, and of gauges over time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,10 +11,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from loadtests.drawing import (
-    FAINT,
-    GREY,
     INKS,
-    MARKERS,
     RED,
     Plot,
     canvas,
@@ -25,7 +21,8 @@ from loadtests.drawing import (
     styled,
     svg,
 )
-from loadtests.results import Gauge, Report, Sample, StageResult
+from loadtests.measures import ITL, TPOT, TTFT, Measure
+from loadtests.results import Gauge, Report, Sample
 
 #: Points of a curve, more of them towards its upper end, where the tail is.
 _SHARES = np.concatenate([np.linspace(0, 0.9, 181), 1 - np.geomspace(0.1, 1e-5, 120)[1:], [1.0]])
@@ -33,128 +30,10 @@ _SHARES = np.concatenate([np.linspace(0, 0.9, 181), 1 - np.geomspace(0.1, 1e-5, 
 _POINTS = 600
 
 
-class _Measure(NamedTuple):
-    title: str
-    name: str
-    of: Callable[[Sample], Sequence[float]]
-
-
-def _known(value: float | None) -> Sequence[float]:
-    return () if value is None else (value,)
-
-
-_TTFT = _Measure("Time to first token", "ttft", lambda sample: _known(sample.ttft))
-_TPOT = _Measure("Time per output token", "tpot", lambda sample: _known(sample.tpot))
-_ITL = _Measure("Gap between tokens (ITL)", "itl", lambda sample: sample.gaps)
-_E2E = _Measure("End to end", "e2e", lambda sample: (sample.latency,))
-
-
-def rates(report: Report) -> Plot | None:
-    """Latency and the share of good requests against the offered rate, or the number of users; None
-    where fewer than two were measured."""
-    measured = [stage for stage in report.stages if stage.stage.measured]
-    opened = [stage for stage in measured if stage.stage.arrivals != "users"]
-    closed = [stage for stage in measured if stage.stage.arrivals == "users"]
-    if len({round(_rate(stage), 3) for stage in opened}) > 1:
-        drawn, load, unit = opened, _rate, "offered requests/s"
-    elif len({stage.stage.users for stage in closed}) > 1:
-        drawn, load, unit = closed, _users, "users"
-    else:
-        return None
-    name = "rates"
-    label = f"Latency and share of good requests against {unit}"
-    with styled(name):
-        figure = canvas(5.6)
-        panels = figure.subplots(2, 2, sharex=True)
-        for axes, measure in zip(panels.flat, (_TTFT, _TPOT, _E2E), strict=False):
-            _percentiles(axes, drawn, load, measure, getattr(report.slo, measure.name))
-        good = panels[1][1]
-        for number, (target, stages) in enumerate(_by_target(drawn).items()):
-            style = {"color": INKS[number % len(INKS)], "marker": MARKERS[number % len(MARKERS)]}
-            points = [(load(stage), stage.summary.good) for stage in stages]
-            good.plot(*zip(*points, strict=True), label=target or None, **style)
-        good.axhline(report.slo.share, color=RED, linestyle=":", linewidth=1.2)
-        good.set_title("Good requests")
-        good.set_ylim(-0.03, 1.03)
-        good.yaxis.set_major_formatter(PercentFormatter(1.0))
-        for axes in panels[1]:
-            axes.set_xlabel(unit)
-        for axes in panels.flat:
-            axes.set_xlim(left=0)
-            if report.knee and load is _rate:
-                _knee(axes, report.knee.rate, report.knee.missed_at)
-        if len(_by_target(drawn)) > 1:
-            good.legend()
-        panels[0][0].legend()
-        drawing = svg(figure, name, label)
-    caption = (
-        f"Each point is a measured stage; {unit} grow to the right. Dotted red: the SLO."
-        " p50 is solid, p99 dashed."
-    )
-    if report.knee and load is _rate:
-        caption += " Green: the highest rate that met the SLO; shaded: from where it was missed."
-    return Plot(name, label, caption, drawing)
-
-
-def _rate(stage: StageResult) -> float:
-    return stage.summary.offered_rate
-
-
-def _users(stage: StageResult) -> float:
-    return float(stage.stage.users)
-
-
-def _by_target(stages: Sequence[StageResult]) -> dict[str, list[StageResult]]:
-    found: dict[str, list[StageResult]] = {}
-    for stage in stages:
-        found.setdefault(stage.stage.target, []).append(stage)
-    return found
-
-
-def _percentiles(
-    axes: Axes,
-    stages: Sequence[StageResult],
-    load: Callable[[StageResult], float],
-    measure: _Measure,
-    wanted: float | None,
-) -> None:
-    axes.set_title(measure.title)
-    drawn: list[float] = [wanted] if wanted else []
-    for number, of_target in enumerate(_by_target(stages).values()):
-        ink, marker = INKS[number % len(INKS)], MARKERS[number % len(MARKERS)]
-        for percentile, line in (("p50", "-"), ("p99", "--")):
-            points = sorted(
-                (load(stage), getattr(spread, percentile))
-                for stage in of_target
-                if (spread := getattr(stage.summary, measure.name)) and spread.p50 > 0
-            )
-            if points:
-                x, y = zip(*points, strict=True)
-                shown = None if number else percentile
-                axes.plot(x, y, color=ink, linestyle=line, marker=marker, label=shown)
-                drawn.extend(y)
-    if not drawn:
-        axes.text(0.5, 0.5, "none measured", transform=axes.transAxes, ha="center", color=GREY)
-        axes.set_yticks([])
-        return
-    log_seconds(axes, "y", min(drawn), max(drawn))
-    if wanted:
-        axes.axhline(wanted, color=RED, linestyle=":", linewidth=1.2)
-
-
-def _knee(axes: Axes, rate: float, missed_at: float) -> None:
-    if rate:
-        axes.axvline(rate, color=INKS[2], linewidth=1.4)
-    if missed_at:
-        right = max(axes.get_xlim()[1], missed_at)
-        axes.axvspan(missed_at, right, color=FAINT, alpha=0.6, zorder=0)
-        axes.set_xlim(right=right)
-
-
 def distributions(report: Report) -> Plot | None:
     """How many answers were at least so fast: every raw TTFT and gap of the measured stages."""
     whole = _measured(report)
-    found = [(measure, _values(whole, measure)) for measure in (_TTFT, _ITL)]
+    found = [(measure, _values(whole, measure)) for measure in (TTFT, ITL)]
     found = [(measure, values) for measure, values in found if len(values) > 1]
     if not found:
         return None
@@ -174,7 +53,7 @@ def distributions(report: Report) -> Plot | None:
         label,
         "Cumulative shares of all raw values of the measured stages, on a logarithmic scale, drawn"
         f" through {len(_SHARES)} exact quantiles. The fastest 0.5 % may lie left of the plot."
-        + (" Dotted red: the SLO." if report.slo.ttft and found[0][0] is _TTFT else ""),
+        + (" Dotted red: the SLO." if report.slo.ttft and found[0][0] is TTFT else ""),
         drawing,
     )
 
@@ -188,7 +67,7 @@ def _counts(sample: Sample, measured: set[int]) -> bool:
     return sample.outcome == "whole" and sample.stage in measured
 
 
-def _values(samples: Sequence[Sample], measure: _Measure) -> NDArray[np.float64]:
+def _values(samples: Sequence[Sample], measure: Measure) -> NDArray[np.float64]:
     found = (value for sample in samples for value in measure.of(sample))
     values = np.fromiter(found, np.float64)
     return values[values > 0]
@@ -225,7 +104,7 @@ def versions(report: Report) -> Plot | None:
         return None
     found = [
         (measure, {name: _values(samples, measure) for name, samples in by_group.items()})
-        for measure in (_TTFT, _TPOT, _ITL)
+        for measure in (TTFT, TPOT, ITL)
     ]
     found = [(measure, of) for measure, of in found if any(len(values) for values in of.values())]
     if not found:

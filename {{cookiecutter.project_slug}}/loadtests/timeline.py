@@ -17,6 +17,7 @@ from loadtests.drawing import (
     canvas,
     groups,
     log_seconds,
+    short,
     styled,
     svg,
 )
@@ -25,7 +26,7 @@ from loadtests.results import Report, Sample
 #: Points of answers that are drawn; a page of more is slow to open.
 POINTS = 5000
 #: Of those, the slowest, which are drawn first of all.
-_SLOWEST = 1000
+SLOWEST = 1000
 #: Marks in each row of what went wrong.
 _MARKS = 1000
 _BARS = 240
@@ -62,7 +63,7 @@ def timeline(report: Report) -> Plot | None:
         caption += " Dashed lines: events, numbered as in the list below."
     if drawn < whole:
         caption += (
-            f" {drawn:,} of {whole:,} answers are drawn: the slowest {_SLOWEST:,} of all, and of"
+            f" {drawn:,} of {whole:,} answers are drawn: the slowest {SLOWEST:,} of all, and of"
             " the others one every few."
         )
     if marks:
@@ -77,7 +78,7 @@ def _points(axes: Axes, report: Report, of_ttft: bool) -> tuple[int, int]:
         axes.text(0.5, 0.5, "no whole answer", transform=axes.transAxes, ha="center", color=RED)
         axes.set_yticks([])
         return 0, 0
-    kept = _thinned(whole, of_ttft)
+    kept = thinned(whole, of_ttft)
     by_group = groups(kept)
     for number, (group, samples) in enumerate(by_group.items()):
         axes.plot(
@@ -105,23 +106,24 @@ def _height(sample: Sample, of_ttft: bool) -> float:
     return (sample.ttft or 0.0) if of_ttft else sample.latency
 
 
-def _thinned(whole: Sequence[Sample], of_ttft: bool) -> list[Sample]:
+def thinned(whole: Sequence[Sample], of_ttft: bool) -> list[Sample]:
+    """At most `POINTS` of them: the `SLOWEST`, and others at even distances in time."""
     if len(whole) <= POINTS:
         return list(whole)
     slowest = sorted(whole, key=lambda sample: _height(sample, of_ttft))
-    others, kept = slowest[:-_SLOWEST], slowest[-_SLOWEST:]
+    others, kept = slowest[:-SLOWEST], slowest[-SLOWEST:]
     others.sort(key=lambda sample: sample.sent)
-    chosen = np.linspace(0, len(others) - 1, POINTS - _SLOWEST).astype(int)
+    chosen = np.linspace(0, len(others) - 1, POINTS - SLOWEST).astype(int)
     return kept + [others[i] for i in chosen]
 
 
 def _wrong(axes: Axes, samples: Sequence[Sample]) -> bool:
     """Whether some marks were left out."""
-    thinned = False
+    left_out = False
     for row, (outcome, ink, marker) in enumerate(_WRONG):
         at = [sample.sent for sample in samples if sample.outcome == outcome]
         if len(at) > _MARKS:
-            thinned = True
+            left_out = True
             at = [at[i] for i in np.linspace(0, len(at) - 1, _MARKS).astype(int)]
         axes.plot(at, [row] * len(at), linestyle="none", color=ink, marker=marker)
     counts = [sum(sample.outcome == outcome for sample in samples) for outcome, *_ in _WRONG]
@@ -129,7 +131,7 @@ def _wrong(axes: Axes, samples: Sequence[Sample]) -> bool:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="x", visible=False)
-    return thinned
+    return left_out
 
 
 def _rates(axes: Axes, report: Report) -> None:
@@ -154,7 +156,7 @@ def _stages(report: Report, end: float, panels: Sequence[Axes]) -> None:
                 axes.axvline(stage.began, color=GREY, linewidth=0.7)
             else:
                 axes.axvspan(stage.began, stage.ended, color=FAINT, alpha=0.5, zorder=0)
-        name = stage.stage.name
+        name = short(stage.stage.name)
         needed = (len(name) + 1) / _LETTERS * end
         if stage.began >= free_from and needed < max(stage.ended - stage.began, end / 12):
             place = panels[0].get_xaxis_transform()

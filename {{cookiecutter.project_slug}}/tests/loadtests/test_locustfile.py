@@ -57,7 +57,9 @@ def test_locust_opens_its_page(service: Service) -> None:
         page = f"http://127.0.0.1:{port}"
         eventually(lambda: httpx.get(page, timeout=5).status_code == 200, "the page opens")
         begun = httpx.post(
-            f"{page}/swarm", data={"user_count": 4, "spawn_rate": 4, "host": service.url}, timeout=10
+            f"{page}/swarm",
+            data={"user_count": 4, "spawn_rate": 4, "host": service.url},
+            timeout=10,
         )
         assert begun.json()["success"]
 
