@@ -132,13 +132,6 @@ def _steps(low: float, high: float) -> list[float]:
     return every[start : max(end, start + 1) + 1]
 
 
-def seconds(value: float) -> str:
-    """As people read it: 0.8 ms, 12.3 ms, 123 ms, 1.23 s, 12.3 s, 123 s."""
-    size, unit = (value, "s") if abs(value) >= 0.9995 else (value * 1000, "ms")
-    digits = 0 if abs(size) >= 99.95 else 1 if abs(size) >= 9.995 or unit == "ms" else 2
-    return f"{size:,.{digits}f} {unit}"
-
-
 def groups(samples: Sequence[Sample], most: int = len(INKS)) -> dict[str, list[Sample]]:
     """Samples by what tells them apart: version, label or target, those of them that differ.
 

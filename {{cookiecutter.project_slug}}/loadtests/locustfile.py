@@ -28,7 +28,7 @@ class Failed(Exception):
     """Why an answer did not come whole, as Locust's page of failures shows it."""
 
 
-@events.init_command_line_parser.add_listener
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def options(parser: LocustArgumentParser) -> None:
     group = parser.add_argument_group("The work", "What the users ask.")
     group.add_argument("--model", default="chat", help="The model's name.")
@@ -65,9 +65,7 @@ class Client(User):
             conversation.heard(text)
 
     def _tell(self, sample: Sample) -> None:
-        name = sample.operation
-        if sample.outcome == "refused":
-            name = f"{name} refused"
+        name = f"{sample.operation}{' refused' if sample.outcome == 'refused' else ''}"
         self._entry(name, sample.latency, sample)
         if sample.ttft is not None:
             self._entry(f"{name} TTFT", sample.ttft)

@@ -17,11 +17,11 @@ from loadtests.drawing import (
     canvas,
     groups,
     log_seconds,
-    seconds,
     styled,
     svg,
 )
 from loadtests.measures import ITL, TPOT, TTFT, Measure
+from loadtests.readable import seconds
 from loadtests.results import Gauge, Report, Sample
 
 #: Points of a curve, more of them towards its upper end, where the tail is.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 def seconds(value: float) -> str:
-    """Three digits, in ms below a second."""
-    if abs(value) < 1:
-        return f"{value * 1000:.3g} ms"
-    return f"{value:.3g} s" if abs(value) < 100 else f"{value:.0f} s"
+    """0.82 ms, 12.3 ms, 123 ms, 1.23 s, 12.3 s, 123 s."""
+    size, unit = (value, "s") if abs(value) >= 0.9995 else (value * 1000, "ms")
+    digits = 0 if abs(size) >= 99.95 else 1 if abs(size) >= 9.995 else 2
+    return f"{size:,.{digits}f} {unit}"
 
 
 def count(number: int, what: str) -> str:

@@ -588,6 +588,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
 # The server.
 
 
+LISTS = ("bodies", "traces", "spans", "waits")
+
+
 @dataclasses.dataclass
 class Stats:
     """What `GET /stats` tells. `aborted` counts the clients that left before their answer was
@@ -595,7 +598,7 @@ class Stats:
     `counted` has the tokens of each request whose script has a name: its prompt's, all that were
     generated for it, and the thoughts among them. `traces` are the `traceparent` headers that
     came, `spans` when each whole answer began and was about to end, by the clock that all
-    processes of a machine share."""
+    processes of a machine share, and `waits` the seconds from its request to that beginning."""
 
     pid: int = dataclasses.field(default_factory=os.getpid)
     child: int | None = None
@@ -615,9 +618,10 @@ class Stats:
     spans: deque[tuple[float, float]] = dataclasses.field(
         default_factory=lambda: deque(maxlen=1000)
     )
+    waits: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=1000))
 
     def encode(self) -> bytes:
-        lists = {name: list(getattr(self, name)) for name in ("bodies", "traces", "spans")}
+        lists = {name: list(getattr(self, name)) for name in LISTS}
         return json.dumps({**vars(self), **lists}).encode()
 
 
@@ -794,6 +798,7 @@ class Connection(asyncio.Protocol):
             self.reply(*refusal)
             return
         script = self.script_of(texts[-1])
+        came = time.monotonic()
         if script.fault is not None and await self.strike_early(script.fault, dialect):
             return
         if not dialect.late_head:
@@ -803,6 +808,7 @@ class Connection(asyncio.Protocol):
         if dialect.late_head:
             self.transport.write(HEAD)
         dialect.prompt_tokens = prompt_tokens
+        server.stats.waits.append(time.monotonic() - came)
         try:
             await self.stream(script, dialect)
         finally:
