@@ -45,11 +45,14 @@ test: bake ## test the template, the baked demo and the embedded engine behind i
 	$(VENV)/bin/pytest tests --ignore=tests/engines
 	$(MAKE) --no-print-directory -C $(DEMO) lint test
 
-# ENGINES=vllm or so runs some of them only; the table in README is written when all three ran
-.PHONY: test-engines
-test-engines: bake ## the same suites on the real vLLM, SGLang and transformers, on a CPU
+.PHONY: engines
+engines: $(READY)
 	$(VENV)/bin/python tests/engines/environments/install.py vllm build/engines/vllm
 	$(VENV)/bin/python tests/engines/environments/install.py sglang build/engines/sglang
+
+# ENGINES=vllm or so runs some of them only; the table in README is written when all three ran
+.PHONY: test-engines
+test-engines: bake engines ## the same suites on the real vLLM, SGLang and transformers, on a CPU
 	$(VENV)/bin/pytest tests/engines
 
 .PHONY: bench
@@ -57,6 +60,14 @@ bench: bake ## what the gateway costs beside the bare engine, measured in one ru
 	$(VENV)/bin/python loadtests/relay.py --project $(DEMO)
 	$(VENV)/bin/python loadtests/swap.py --project $(DEMO)
 	$(DEMO)/.venv/bin/python loadtests/routing.py
+
+.PHONY: bench-clock
+bench-clock: bake ## how true the load generator measures: known delays, 200 streams at once
+	$(VENV)/bin/python loadtests/clock.py --project $(DEMO)
+
+.PHONY: bench-bare
+bench-bare: bake engines ## real engines through the service, beside their bare servers
+	PYTHONPATH=tests $(VENV)/bin/python loadtests/bare.py --project $(DEMO)
 
 # Apart from bench: the peers take a gigabyte, and five rounds half an hour.
 .PHONY: bench-peers

@@ -17,17 +17,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 from contenders import bare_engine
+from kept import FOLDER, kept
 from relay import HOST, fake_home
 
 FIRST_MS, GAP_MS, TOKENS, STREAMS = 100.0, 50.0, 32, 200
 WITHIN_MS = 2.0
-ROOT = Path(__file__).parent.parent
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -66,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--project", type=Path, required=True, help="a baked, installed project")
     parser.add_argument("--seconds", type=int, default=30)
-    parser.add_argument("--out", type=Path, default=ROOT / "build/bench/clock")
+    parser.add_argument("--out", type=Path, default=FOLDER / "clock")
     options = parser.parse_args()
     project: Path = options.project.absolute()
     with tempfile.TemporaryDirectory() as scratch:
@@ -80,14 +79,13 @@ def main() -> None:
             url = f"http://{HOST}:{engine.port}"
             report = measured(project, url, options.out.absolute(), options.seconds)
             engines = clocked(engine.port)
-    text, passed = told(report, engines)
-    print(text)
-    (options.out / "clock.txt").write_text(text + "\n", "utf-8")
+    with kept("clock", locust=report["machine"]["locust"]):
+        passed = tell(report, engines)
     sys.exit(0 if passed else 1)
 
 
-def told(report: dict[str, Any], engine: tuple[list[float], list[float]]) -> tuple[str, bool]:
-    """The table, and whether all is within the bound."""
+def tell(report: dict[str, Any], engine: tuple[list[float], list[float]]) -> bool:
+    """Prints the table; returns whether all is within the bound."""
     stage = len(report["stages"]) - 1
     samples = [s for s in report["samples"] if s["stage"] == stage and s["outcome"] == "whole"]
     samples = samples[-len(engine[0]) :]
@@ -107,23 +105,19 @@ def told(report: dict[str, Any], engine: tuple[list[float], list[float]]) -> tup
             [s["latency"] * 1000 for s in samples],
         ),
     ]
-    lines = [
-        f"date: {time.strftime('%Y-%m-%d %H:%M %Z')}",
-        *(f"{name}: {fact}" for name, fact in report["machine"].items()),
-        f"the last {len(samples)} answers of {TOKENS} tokens, {STREAMS} at once; ms",
-        f"{'':12}{'':5}{'known':>9}{'engine':>10}{'measured':>10}{'off':>8}",
-    ]
+    print(f"the last {len(samples)} answers of {TOKENS} tokens, {STREAMS} at once; ms")
+    print(f"{'':12}{'':5}{'known':>9}{'engine':>10}{'measured':>10}{'off':>8}")
     passed = len(samples) >= STREAMS
     for name, known, theirs, ours in rows:
         for share in (0.5, 0.99):
             own, value = percentile(theirs, share), percentile(ours, share)
             passed &= abs(value - own) <= WITHIN_MS
-            lines.append(
+            print(
                 f"{name:12}p{share * 100:<4.0f}{known:9.1f}{own:10.2f}{value:10.2f}"
                 f"{value - own:+8.2f}"
             )
-    lines.append(f"within {WITHIN_MS:g} ms of the engine's clock: {'yes' if passed else 'NO'}")
-    return "\n".join(lines), passed
+    print(f"within {WITHIN_MS:g} ms of the engine's clock: {'yes' if passed else 'NO'}")
+    return passed
 
 
 if __name__ == "__main__":

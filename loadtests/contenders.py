@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from environments.install import make, pins
+from kept import bentoml
 from processes import Tree
 from relay import HOST, NotServing, fake_home, free_port, prepared, running, serve, wait_for
 
@@ -157,9 +158,3 @@ def alone(command: list[str], folder: Path, **variables: str) -> list[str]:
 def version(peer: str) -> str:
     lines = pins(peer).read_text("utf-8").lower().splitlines()
     return next(line for line in lines if line.startswith(f"{peer}==")).partition("==")[2]
-
-
-def bentoml(project: Path) -> str:
-    ask = "from importlib.metadata import version; print(version('bentoml'))"
-    command = [str(project / ".venv/bin/python"), "-c", ask]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import signal
 import statistics
@@ -26,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
 from contenders import ENGINE, GATEWAY, Contender, contenders
 from figures import Column, Sample, apart, listing, table
+from kept import FOLDER, facts, machine
 from processes import used
 
 T = TypeVar("T")
@@ -220,30 +219,12 @@ def shuffled(things: Sequence[T]) -> list[T]:
     return random.sample(list(things), len(things))
 
 
-def machine() -> str:
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
-    return (
-        f"{psutil.cpu_count()} cores, {models[0] if models else platform.processor()}; load {load}"
-    )
-
-
-def commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--project", type=Path, required=True, help="a baked, installed project")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", type=Path, default=ROOT / "build/peers", help="made there")
-    parser.add_argument("--out", type=Path, default=ROOT / "build/bench/peers.txt")
+    parser.add_argument("--out", type=Path, default=FOLDER / "peers.txt")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what runs is stopped too
     project: Path = options.project.absolute()
@@ -259,9 +240,7 @@ def main() -> None:
 
 def compare(bench: Bench, found: list[Contender], rounds: int) -> str:
     facts = {
-        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "machine": machine(),
-        "template": commit(),
+        **facts(),
         **{one.name: one.version for one in found},
         "rounds": f"{rounds}; least, median and most of them, and (ratio) the median of the "
         "ratios to the gateway in the same round",

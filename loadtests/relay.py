@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from kept import bentoml, kept
 
 HOST = "127.0.0.1"
 SETTINGS = """
@@ -170,10 +171,11 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what runs is stopped too
     project: Path = options.project.absolute()
-    with tempfile.TemporaryDirectory() as scratch:
-        relay_cost(project, Path(scratch), options)
-    with tempfile.TemporaryDirectory() as scratch:
-        start_cost(project, Path(scratch))
+    with kept("relay", bentoml=bentoml(project)):
+        with tempfile.TemporaryDirectory() as scratch:
+            relay_cost(project, Path(scratch), options)
+        with tempfile.TemporaryDirectory() as scratch:
+            start_cost(project, Path(scratch))
 
 
 def relay_cost(project: Path, folder: Path, options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from kept import kept
 from serving.runtime.balancing import by_prefix
 from serving.runtime.replica import State
 from serving.runtime.routing import Router, ServedModel, Snapshot, Target
@@ -86,6 +87,11 @@ CASES: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
 
 
 def main() -> None:
+    with kept("routing"):
+        measure()
+
+
+def measure() -> None:
     spent: dict[str, list[float]] = {name: [] for name in CASES}
     for _ in range(ROUNDS):  # by turns, so that a noisy moment is shared
         for name, case in CASES.items():

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from kept import bentoml, kept
 from relay import HOST, SETTINGS, fake_home, free_port, prepared, running, script, serve, wait_for
 
 STREAMS = 64
@@ -134,6 +135,11 @@ def main() -> None:
     parser.add_argument("--swaps", type=int, default=6)
     options = parser.parse_args()
     project: Path = options.project.absolute()
+    with kept("swap", bentoml=bentoml(project)):
+        measure(project, options.swaps)
+
+
+def measure(project: Path, swaps: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         home = fake_home(project, folder / "engine")
@@ -152,7 +158,7 @@ def main() -> None:
         port = free_port()
         with running(serve(project, port), folder / "serve.log", **environment) as service:
             wait_for(port, "/readyz", service)
-            gaps, windows, alone = asyncio.run(swapped(port, options.swaps, engine))
+            gaps, windows, alone = asyncio.run(swapped(port, swaps, engine))
     if gaps.broken:
         sys.exit(f"{gaps.broken} streams did not end with [DONE].")
     calm = gaps.quantiles(windows + alone, inside=False)
