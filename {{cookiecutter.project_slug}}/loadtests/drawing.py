@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, FixedLocator, NullFormatter, NullLocator
 
 from loadtests.results import Sample
@@ -76,7 +77,7 @@ def styled(name: str) -> AbstractContextManager[None]:
 
 def canvas(height: float, width: float = WIDTH) -> Figure:
     """An empty figure of `height` inches; never pyplot's, which would keep it."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.05))
 
 
 def svg(figure: Figure, name: str, label: str) -> str:

@@ -109,13 +109,14 @@ def _seconds(value: float | None) -> str:
 
 
 def _span(value: float) -> str:
-    """How long a run took: 45 s, 12 min 5 s, 1 h 2 min."""
+    """How long a run or stage took: 0.5 s, 45 s, 12 min 5 s, 20 min, 1 h 2 min."""
+    if value < 60:
+        return f"{value:.3g} s"
     whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    parts = [(whole // 3600, "h"), (whole % 3600 // 60, "min"), (whole % 60, "s")]
+    if whole >= 3600:
+        parts.pop()
+    return " ".join(f"{count} {unit}" for count, unit in parts if count)
 
 
 def _percent(share: float) -> str:

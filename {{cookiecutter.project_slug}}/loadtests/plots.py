@@ -87,6 +87,7 @@ def _curve(axes: Axes, values: NDArray[np.float64], wanted: float | None) -> Non
             textcoords="offset points",
             ha=side,
             va="top" if side == "left" else "bottom",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
     low = float(np.quantile(values, 0.005))
     log_seconds(axes, "x", low, max(float(values.max()), wanted or 0.0), most=6)

@@ -25,8 +25,8 @@ from loadtests.results import Report, Sample
 
 #: Points of answers that are drawn; a page of more is slow to open.
 POINTS = 5000
-#: Of those, the slowest, which are drawn first of all.
-SLOWEST = 1000
+#: Of those, the slowest, which are always drawn; were they many, they would look like a group.
+SLOWEST = 100
 #: Marks in each row of what went wrong.
 _MARKS = 1000
 _BARS = 240
@@ -98,7 +98,8 @@ def _points(axes: Axes, report: Report, of_ttft: bool) -> tuple[int, int]:
     if wanted:
         axes.axhline(wanted, color=RED, linestyle=":", linewidth=1.2)
     if len(by_group) > 1:
-        axes.legend(loc="lower right", ncols=4, markerscale=2, frameon=True, framealpha=0.85)
+        columns = max(1, _LETTERS // (max(map(len, by_group)) + 10))
+        axes.legend(loc="lower right", ncols=columns, markerscale=2, frameon=True, framealpha=0.85)
     return len(kept), len(whole)
 
 
