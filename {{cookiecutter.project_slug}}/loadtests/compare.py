@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtests import figures
-from loadtests.drawing import seconds
 from loadtests.figures import Clusters, Interval, Statistic
 from loadtests.measures import E2E, ITL, TPOT, TTFT, Measure
 from loadtests.results import Report, Sample, Slo, Stage, Table, Verdict
+from loadtests.words import seconds
 
 #: A stage is cut into so many times of equal length, whose requests are drawn together.
 TIMES = 30

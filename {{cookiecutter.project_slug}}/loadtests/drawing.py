@@ -17,6 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, FixedLocator, NullFormatter, NullLocator
 
 from loadtests.results import Sample
+from loadtests.words import short
 
 #: Okabe and Ito's colours, which colour-blind readers tell apart, the light ones last.
 INKS = ("#0072B2", "#D55E00", "#009E73", "#A64D86", "#56B4E9", "#E69F00", "#4D4D4D")
@@ -133,13 +134,6 @@ def _steps(low: float, high: float) -> list[float]:
     return every[start : max(end, start + 1) + 1]
 
 
-def seconds(value: float) -> str:
-    """As people read it: 0.8 ms, 12.3 ms, 123 ms, 1.23 s, 12.3 s, 123 s."""
-    size, unit = (value, "s") if abs(value) >= 0.9995 else (value * 1000, "ms")
-    digits = 0 if abs(size) >= 99.95 else 1 if abs(size) >= 9.995 or unit == "ms" else 2
-    return f"{size:,.{digits}f} {unit}"
-
-
 def groups(samples: Sequence[Sample], most: int = len(INKS)) -> dict[str, list[Sample]]:
     """Samples by what tells them apart: version, label or target, those of them that differ.
 
@@ -156,10 +150,3 @@ def groups(samples: Sequence[Sample], most: int = len(INKS)) -> dict[str, list[S
         found.setdefault(name, []).append(sample)
     largest = sorted(found, key=lambda name: -len(found[name]))[:most]
     return {short(name): found[name] for name in sorted(largest)}
-
-
-def short(text: str, most: int = 30) -> str:
-    """As much of its beginning and end as there is room for."""
-    if len(text) <= most:
-        return text
-    return text[: most // 2] + "…" + text[-(most // 2 - 1) :]

@@ -17,12 +17,12 @@ from loadtests.drawing import (
     canvas,
     groups,
     log_seconds,
-    seconds,
     styled,
     svg,
 )
 from loadtests.measures import ITL, TPOT, TTFT, Measure
 from loadtests.results import Gauge, Report, Sample
+from loadtests.words import seconds
 
 #: Points of a curve, more of them towards its upper end, where the tail is.
 _SHARES = np.concatenate([np.linspace(0, 0.9, 181), 1 - np.geomspace(0.1, 1e-5, 120)[1:], [1.0]])

@@ -16,12 +16,12 @@ from loadtests.drawing import (
     Plot,
     canvas,
     log_seconds,
-    short,
     styled,
     svg,
 )
 from loadtests.measures import E2E, TPOT, TTFT, Measure
 from loadtests.results import Knee, Report, Slo, StageResult
+from loadtests.words import short
 
 _Load = Callable[[StageResult], float]
 _ByTarget = dict[str, list[StageResult]]

@@ -17,11 +17,11 @@ from loadtests.drawing import (
     canvas,
     groups,
     log_seconds,
-    short,
     styled,
     svg,
 )
 from loadtests.results import Report, Sample
+from loadtests.words import short
 
 #: Points of answers that are drawn; a page of more is slow to open.
 POINTS = 5000
@@ -144,7 +144,8 @@ def _rates(axes: Axes, report: Report) -> None:
     answered, _ = np.histogram(ended, edges)
     axes.stairs(answered / width, edges, fill=True, color=INKS[4], alpha=0.6, label="answered")
     axes.stairs(sent / width, edges, color=INKS[6], linewidth=1.1, label="sent")
-    axes.set_ylim(bottom=0)
+    # Room for the legend above what it names.
+    axes.set_ylim(0, max(sent.max(), answered.max()) / width * 1.35 or 1.0)
     axes.set_ylabel("requests/s")
     axes.legend(loc="upper left", ncols=2, frameon=True, framealpha=0.85)
 

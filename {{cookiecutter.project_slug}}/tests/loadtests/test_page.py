@@ -218,30 +218,3 @@ def test_the_page_begins_with_the_verdict(passed: list[bool], said: str) -> None
     made = made_report(rates=[2])
     made.verdicts = [Verdict("v", held, "t") for held in passed]
     assert re.search(rf'<h1>.*<span class="badge \w+">{said}</span></h1>', page.render(made))
-
-
-def test_all_is_said_of_all_only() -> None:
-    made = made_report(rates=[2], wrong=0.0)
-    stage = made.stages[1].summary
-    stage.good = 0.99996
-    assert '<td class="n">99.996 %</td>' in page.render(made)
-    stage.good = 1.0
-    assert '<td class="n">100 %</td>' in page.render(made)
-
-
-@pytest.mark.parametrize(
-    ("took", "said"),
-    [
-        (0.5, "0.5 s"),
-        (45.2, "45.2 s"),
-        (60.0, "1 min"),
-        (725.4, "12 min 5 s"),
-        (3600.0, "1 h"),
-        (3725.0, "1 h 2 min"),
-        (86400.0, "24 h"),
-    ],
-)
-def test_how_long_it_took_is_said_in_two_units_at_most(took: float, said: str) -> None:
-    made = made_report(rates=[2])
-    made.seconds = took
-    assert f"<dt>Took</dt><dd>{said}</dd>" in page.render(made)
