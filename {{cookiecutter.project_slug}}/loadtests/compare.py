@@ -18,6 +18,7 @@ from loadtests.figures import Clusters, Interval, Statistic
 from loadtests.measures import E2E, ITL, TPOT, TTFT, Measure
 from loadtests.readable import seconds
 from loadtests.results import Report, Sample, Slo, Stage, Table, Verdict
+from loadtests.words import seconds
 
 #: A stage is cut into so many times of equal length, whose requests are drawn together.
 TIMES = 30

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, FixedLocator, NullFormatter, NullLocator
 
 from loadtests.results import Sample
+from loadtests.words import short
 
 #: Okabe and Ito's colours, which colour-blind readers tell apart, the light ones last.
 INKS = ("#0072B2", "#D55E00", "#009E73", "#A64D86", "#56B4E9", "#E69F00", "#4D4D4D")
@@ -76,7 +78,7 @@ def styled(name: str) -> AbstractContextManager[None]:
 
 def canvas(height: float, width: float = WIDTH) -> Figure:
     """An empty figure of `height` inches; never pyplot's, which would keep it."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.05))
 
 
 def svg(figure: Figure, name: str, label: str) -> str:
@@ -148,10 +150,3 @@ def groups(samples: Sequence[Sample], most: int = len(INKS)) -> dict[str, list[S
         found.setdefault(name, []).append(sample)
     largest = sorted(found, key=lambda name: -len(found[name]))[:most]
     return {short(name): found[name] for name in sorted(largest)}
-
-
-def short(text: str, most: int = 30) -> str:
-    """As much of its beginning and end as there is room for."""
-    if len(text) <= most:
-        return text
-    return text[: most // 2] + "…" + text[-(most // 2 - 1) :]

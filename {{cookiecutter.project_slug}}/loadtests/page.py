@@ -17,6 +17,7 @@ from loadtests.rates import rates
 from loadtests.readable import seconds
 from loadtests.results import Knee, Report, Slo, Stage, Table
 from loadtests.timeline import timeline
+from loadtests.words import figure, percent, seconds, span
 
 #: Rows of the table of errors; the rest is counted.
 _ERRORS = 40
@@ -41,9 +42,9 @@ def render(report: Report) -> str:
     )
     environment.filters.update(
         seconds=_seconds,
-        span=_span,
-        percent=_percent,
-        figure=_figure,
+        span=span,
+        percent=percent,
+        figure=figure,
         load=_load,
         drawing=_drawing,
         numeric=_numeric,
@@ -92,7 +93,7 @@ def _slo(slo: Slo) -> str:
         for name, limit in (("TTFT", slo.ttft), ("TPOT", slo.tpot), ("end to end", slo.e2e))
         if limit is not None
     ]
-    return f"{_percent(slo.share)} of the requests whole" + "".join(f", {one}" for one in limits)
+    return f"{percent(slo.share)} of the requests whole" + "".join(f", {one}" for one in limits)
 
 
 def _errors(report: Report) -> list[_Error]:
@@ -107,33 +108,6 @@ def _errors(report: Report) -> list[_Error]:
 
 def _seconds(value: float | None) -> str:
     return "–" if value is None else seconds(value)
-
-
-def _span(value: float) -> str:
-    """How long a run took: 45 s, 12 min 5 s, 1 h 2 min."""
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _percent(share: float) -> str:
-    """100 % is said of all, never of nearly all; and 0 % of none."""
-    if share in (0, 1):
-        return f"{share * 100:.0f} %"
-    digits = 1
-    while round(share * 100, digits) in (0, 100) and digits < 4:
-        digits += 1
-    text = f"{share * 100:.{digits}f}"
-    return f"{text.rstrip('0').rstrip('.') if digits == 1 else text} %"
-
-
-def _figure(value: float) -> str:
-    """Three digits of a rate or count: 0.25, 12.3, 1,234."""
-    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
-    return f"{value:,.{digits}f}"
 
 
 def _load(stage: Stage) -> str:

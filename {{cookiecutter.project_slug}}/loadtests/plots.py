@@ -23,6 +23,7 @@ from loadtests.drawing import (
 from loadtests.measures import ITL, TPOT, TTFT, Measure
 from loadtests.readable import seconds
 from loadtests.results import Gauge, Report, Sample
+from loadtests.words import seconds
 
 #: Points of a curve, more of them towards its upper end, where the tail is.
 _SHARES = np.concatenate([np.linspace(0, 0.9, 181), 1 - np.geomspace(0.1, 1e-5, 120)[1:], [1.0]])
@@ -87,6 +88,7 @@ def _curve(axes: Axes, values: NDArray[np.float64], wanted: float | None) -> Non
             textcoords="offset points",
             ha=side,
             va="top" if side == "left" else "bottom",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
     low = float(np.quantile(values, 0.005))
     log_seconds(axes, "x", low, max(float(values.max()), wanted or 0.0), most=6)

@@ -16,12 +16,12 @@ from loadtests.drawing import (
     Plot,
     canvas,
     log_seconds,
-    short,
     styled,
     svg,
 )
 from loadtests.measures import E2E, TPOT, TTFT, Measure
 from loadtests.results import Knee, Report, Slo, StageResult
+from loadtests.words import short
 
 _Load = Callable[[StageResult], float]
 _ByTarget = dict[str, list[StageResult]]
@@ -52,7 +52,8 @@ def _by_target(stages: Sequence[StageResult], load: _Load) -> _ByTarget:
     found: _ByTarget = {}
     for stage in sorted(stages, key=load):
         found.setdefault(stage.stage.target, []).append(stage)
-    return found
+    # In the order in which other plots have them, for the same colours.
+    return dict(sorted(found.items()))
 
 
 def _against(load: _Load, unit: str, stages: _ByTarget, report: Report) -> Plot:

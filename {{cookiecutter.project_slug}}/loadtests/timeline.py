@@ -17,16 +17,16 @@ from loadtests.drawing import (
     canvas,
     groups,
     log_seconds,
-    short,
     styled,
     svg,
 )
 from loadtests.results import Report, Sample
+from loadtests.words import short
 
 #: Points of answers that are drawn; a page of more is slow to open.
 POINTS = 5000
-#: Of those, the slowest, which are drawn first of all.
-SLOWEST = 1000
+#: Of those, the slowest, which are always drawn; were they many, they would look like a group.
+SLOWEST = 100
 #: Marks in each row of what went wrong.
 _MARKS = 1000
 _BARS = 240
@@ -98,7 +98,8 @@ def _points(axes: Axes, report: Report, of_ttft: bool) -> tuple[int, int]:
     if wanted:
         axes.axhline(wanted, color=RED, linestyle=":", linewidth=1.2)
     if len(by_group) > 1:
-        axes.legend(loc="lower right", ncols=4, markerscale=2, frameon=True, framealpha=0.85)
+        columns = max(1, _LETTERS // (max(map(len, by_group)) + 10))
+        axes.legend(loc="lower right", ncols=columns, markerscale=2, frameon=True, framealpha=0.85)
     return len(kept), len(whole)
 
 
@@ -143,7 +144,8 @@ def _rates(axes: Axes, report: Report) -> None:
     answered, _ = np.histogram(ended, edges)
     axes.stairs(answered / width, edges, fill=True, color=INKS[4], alpha=0.6, label="answered")
     axes.stairs(sent / width, edges, color=INKS[6], linewidth=1.1, label="sent")
-    axes.set_ylim(bottom=0)
+    # Room for the legend above what it names.
+    axes.set_ylim(0, max(sent.max(), answered.max()) / width * 1.35 or 1.0)
     axes.set_ylabel("requests/s")
     axes.legend(loc="upper left", ncols=2, frameon=True, framealpha=0.85)
 

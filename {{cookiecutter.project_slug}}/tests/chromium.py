@@ -46,15 +46,22 @@ class Chromium:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        try:
+            address = f"ws://127.0.0.1:{self._told(self._process)}"
+            self._line = create_connection(address, timeout=PATIENCE, suppress_origin=True)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _told(self, process: subprocess.Popen[bytes]) -> str:
+        """The port and path that it listens at, which it writes into its folder."""
         told = self._folder / "DevToolsActivePort"
         until = time.monotonic() + PATIENCE
-        while not told.exists() or told.read_text().count("\n") < 1:
-            assert self._process.poll() is None, f"{program} stopped at once"
-            assert time.monotonic() < until, f"{program} did not start"
+        while not told.exists() or "\n" not in told.read_text():
+            assert process.poll() is None, "Chromium stopped at once"
+            assert time.monotonic() < until, "Chromium did not start"
             time.sleep(0.05)
-        port, path = told.read_text().splitlines()
-        address = f"ws://127.0.0.1:{port}{path}"
-        self._line = create_connection(address, timeout=PATIENCE, suppress_origin=True)
+        return "".join(told.read_text().splitlines())
 
     def stop(self) -> None:
         if self._line is not None:

@@ -21,7 +21,7 @@ FIGURES = """[...document.querySelectorAll("figure")].map(figure => {
   return [figure.id, width, height, figure.querySelector("figcaption").textContent.trim()];
 })"""
 
-#: Texts of plots that lie outside of their drawing, or over each other's middle.
+#: Texts of plots that lie outside of their drawing.
 OUTSIDE = """[...document.querySelectorAll("svg")].flatMap(svg => {
   const frame = svg.getBoundingClientRect();
   return [...svg.querySelectorAll("text")].filter(text => {
@@ -37,7 +37,7 @@ TOO_WIDE = """[...document.querySelectorAll("main *")].filter(element =>
   && element.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5
 ).map(element => element.outerHTML.slice(0, 80))"""
 
-#: Parts that printing would cut off at the right edge of A4, less the margins, at 96 px an inch.
+#: Of A4 less the margins, in CSS pixels.
 PRINTED_WIDTH = (210 - 24) / 25.4 * 96
 
 
@@ -91,6 +91,21 @@ def test_no_two_elements_have_one_id_and_every_reference_has_its_element(tab: Ta
     )
     assert named
     assert set(named) <= set(ids)
+
+
+def test_a_page_that_is_not_like_that_would_be_seen(browser: Chromium, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.html"
+    broken.write_text(
+        "<!DOCTYPE html><main><div style='width: 2000px'>wide</div><img src='missing.png'>"
+        "<svg width='50' height='50'><text x='45' y='20'>outside</text></svg></main>"
+        "<script>console.error('an error'); throw new Error('another')</script>"
+    )
+    tab = browser.open(broken)
+    assert tab.requested == [tab.url, (tmp_path / "missing.png").as_uri()]
+    assert len(tab.complaints) >= 2
+    assert tab.evaluate(OUTSIDE) == ["outside"]
+    assert len(tab.evaluate(TOO_WIDE)) == 1
+    assert tab.evaluate("document.documentElement.scrollWidth") > 1280
 
 
 @pytest.mark.parametrize("width", [1280, 768, 400])
@@ -218,12 +233,3 @@ def test_the_page_begins_with_the_verdict(passed: list[bool], said: str) -> None
     made = made_report(rates=[2])
     made.verdicts = [Verdict("v", held, "t") for held in passed]
     assert re.search(rf'<h1>.*<span class="badge \w+">{said}</span></h1>', page.render(made))
-
-
-def test_all_is_said_of_all_only() -> None:
-    made = made_report(rates=[2], wrong=0.0)
-    stage = made.stages[1].summary
-    stage.good = 0.99996
-    assert '<td class="n">99.996 %</td>' in page.render(made)
-    stage.good = 1.0
-    assert '<td class="n">100 %</td>' in page.render(made)

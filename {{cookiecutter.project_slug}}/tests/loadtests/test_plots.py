@@ -212,24 +212,6 @@ def test_a_gauge_of_one_value_is_no_plot() -> None:
     assert plots.gauges(report) == []
 
 
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        (0.00004, "0.0 ms"),
-        (0.0008, "0.8 ms"),
-        (0.01234, "12.3 ms"),
-        (0.09996, "100 ms"),
-        (0.123, "123 ms"),
-        (0.9994, "999 ms"),
-        (0.9996, "1.00 s"),
-        (12.34, "12.3 s"),
-        (1234.5, "1,234 s"),
-    ],
-)
-def test_times_are_written_in_three_digits(value: float, said: str) -> None:
-    assert drawing.seconds(value) == said
-
-
 @pytest.mark.parametrize("low", [1e-6, 0.0009, 0.001, 0.021, 0.5, 3.0])
 @pytest.mark.parametrize("times", [1.0, 1.5, 30, 1e5])
 def test_every_logarithmic_axis_has_two_ticks_or_more_and_holds_all(
@@ -243,11 +225,3 @@ def test_every_logarithmic_axis_has_two_ticks_or_more_and_holds_all(
     assert bottom <= low * 1.001
     assert top >= low * times * 0.999
     assert len(ticks) >= 2
-
-
-def test_a_long_name_keeps_its_beginning_and_end() -> None:
-    assert drawing.short("v0001") == "v0001"
-    shortened = drawing.short("v0001-" + "x" * 60 + "-final")
-    assert len(shortened) == 30
-    assert shortened.startswith("v0001-")
-    assert shortened.endswith("-final")

@@ -17,21 +17,23 @@ from loadtests.results import Report, Sample, Slo, read
 NAMES = ["report.html", "report.json", "requests.csv", "stages.csv"]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a report in it, for those who only read."""
+    return report.write(full_report(), tmp_path_factory.mktemp("run") / "a/b").parent
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_a_report_is_four_files_in_a_folder_that_is_made(tmp_path: Path) -> None:
-    page = report.write(full_report(), tmp_path / "a/b")
-    assert page == tmp_path / "a/b/report.html"
-    assert sorted(os.listdir(page.parent)) == NAMES
+def test_a_report_is_four_files_in_a_folder_that_is_made(folder: Path) -> None:
+    assert sorted(os.listdir(folder)) == NAMES
 
 
-def test_the_json_reads_back_as_the_report(tmp_path: Path) -> None:
-    written = full_report()
-    report.write(written, tmp_path)
-    assert read(tmp_path / "report.json") == written
+def test_the_json_reads_back_as_the_report(folder: Path) -> None:
+    assert read(folder / "report.json") == full_report()
 
 
 def test_an_empty_report_reads_back_too(tmp_path: Path) -> None:
@@ -40,10 +42,9 @@ def test_an_empty_report_reads_back_too(tmp_path: Path) -> None:
     assert read(tmp_path / "report.json") == written
 
 
-def test_the_json_has_a_line_for_each_sample(tmp_path: Path) -> None:
+def test_the_json_has_a_line_for_each_sample(folder: Path) -> None:
     written = full_report()
-    report.write(written, tmp_path)
-    lines = (tmp_path / "report.json").read_text().splitlines()
+    lines = (folder / "report.json").read_text().splitlines()
     assert sum('"operation":' in line for line in lines) == len(written.samples)
     assert lines[1] == '  "scenario": "capacity",'
 
@@ -62,10 +63,9 @@ def test_each_request_is_a_row_with_all_it_had(tmp_path: Path) -> None:
         assert row["tpot"] == ("" if sample.tpot is None else repr(sample.tpot))
 
 
-def test_each_stage_is_a_row_with_all_its_figures(tmp_path: Path) -> None:
+def test_each_stage_is_a_row_with_all_its_figures(folder: Path) -> None:
     written = full_report()
-    report.write(written, tmp_path)
-    read_back = rows(tmp_path / "stages.csv")
+    read_back = rows(folder / "stages.csv")
     assert [row["name"] for row in read_back] == [stage.stage.name for stage in written.stages]
     for row, stage in zip(read_back, written.stages, strict=True):
         assert float(row["rate"]) == stage.stage.rate
@@ -86,10 +86,9 @@ def test_a_report_is_written_over_an_older_one(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == NAMES
 
 
-def test_the_files_have_the_rights_that_new_files_have(tmp_path: Path) -> None:
+def test_the_files_have_the_rights_that_new_files_have(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "new").touch()
-    report.write(full_report(), tmp_path)
-    rights = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    rights = {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
     assert rights == {stat.S_IMODE((tmp_path / "new").stat().st_mode)}
 
 
