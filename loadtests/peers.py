@@ -239,7 +239,7 @@ def main() -> None:
 
 
 def compare(bench: Bench, found: list[Contender], rounds: int) -> str:
-    facts = {
+    told = {
         **facts(),
         **{one.name: one.version for one in found},
         "rounds": f"{rounds}; least, median and most of them, and (ratio) the median of the "
@@ -261,9 +261,9 @@ def compare(bench: Bench, found: list[Contender], rounds: int) -> str:
     sections += [first.table(names), *(cost.table(names) for cost in costs), flood.table(names)]
     sections.append(table("the load generator itself, at all these loads", names, [own], GATEWAY))
     rest = {f"CPU at rest, per second, {name}": bench.at_rest(name) for name in names}
-    facts["load at the end"] = machine().rpartition("; load ")[2]
+    told["load at the end"] = machine().rpartition("; load ")[2]
     faults = "\n".join(bench.broken) or "every stream was whole: all its tokens, then [DONE]"
-    return "\n\n".join([listing(facts), *sections, listing(rest), faults])
+    return "\n\n".join([listing(told), *sections, listing(rest), faults])
 
 
 if __name__ == "__main__":

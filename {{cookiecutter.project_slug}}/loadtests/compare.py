@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from loadtests import figures
 from loadtests.figures import Clusters, Interval, Statistic
 from loadtests.measures import E2E, ITL, TPOT, TTFT, Measure
-from loadtests.readable import seconds
 from loadtests.results import Report, Sample, Slo, Stage, Table, Verdict
 from loadtests.words import seconds
 

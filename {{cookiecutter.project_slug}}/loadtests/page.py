@@ -14,7 +14,6 @@ from markupsafe import Markup
 from loadtests import plots
 from loadtests.drawing import Plot
 from loadtests.rates import rates
-from loadtests.readable import seconds
 from loadtests.results import Knee, Report, Slo, Stage, Table
 from loadtests.timeline import timeline
 from loadtests.words import figure, percent, seconds, span

@@ -21,7 +21,6 @@ from loadtests.drawing import (
     svg,
 )
 from loadtests.measures import ITL, TPOT, TTFT, Measure
-from loadtests.readable import seconds
 from loadtests.results import Gauge, Report, Sample
 from loadtests.words import seconds
 

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtests.figures import spread
-from loadtests.readable import seconds
 from loadtests.results import Report, StageResult, Summary
 from loadtests.session import Session
+from loadtests.words import seconds
 
 #: Seconds between two looks.
 EVERY = 0.5

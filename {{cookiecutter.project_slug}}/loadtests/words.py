@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 def seconds(value: float) -> str:
-    """As people read it: 0.8 ms, 12.3 ms, 123 ms, 1.23 s, 12.3 s, 123 s."""
+    """As people read it: 0.82 ms, 12.3 ms, 123 ms, 1.23 s, 12.3 s, 123 s."""
     size, unit = (value, "s") if abs(value) >= 0.9995 else (value * 1000, "ms")
-    digits = 0 if abs(size) >= 99.95 else 1 if abs(size) >= 9.995 or unit == "ms" else 2
+    digits = 0 if abs(size) >= 99.95 else 1 if abs(size) >= 9.995 else 2
     return f"{size:,.{digits}f} {unit}"
 
 
@@ -36,6 +36,11 @@ def figure(value: float) -> str:
     """Three digits of a rate or count: 0.25, 12.3, 1,234."""
     digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     return f"{value:,.{digits}f}"
+
+
+def count(number: int, what: str) -> str:
+    """1 request, 2 requests."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def short(text: str, most: int = 30) -> str:

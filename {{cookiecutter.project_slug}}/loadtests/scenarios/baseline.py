@@ -14,9 +14,9 @@ import numpy as np
 
 from loadtests.bare import NAME, behind
 from loadtests.figures import Interval, bootstrap, mean
-from loadtests.readable import seconds
 from loadtests.results import StageResult, Summary
 from loadtests.session import Session
+from loadtests.words import seconds
 
 SECONDS, RATE = 60.0, 2.0
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtests.figures import Interval, difference, mean, median, p95, share
-from loadtests.readable import seconds
 from loadtests.results import Sample
 from loadtests.scenarios.versions import Production, other_version
 from loadtests.session import Session
+from loadtests.words import seconds
 
 SECONDS, RATE = 60.0, 2.0
 LABELS = ("production", "canary")

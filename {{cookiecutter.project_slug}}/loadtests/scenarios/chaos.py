@@ -9,9 +9,9 @@ import time
 import gevent
 import numpy as np
 
-from loadtests.readable import count
 from loadtests.service import CannotRun
 from loadtests.session import Running, Session
+from loadtests.words import count
 
 SECONDS, RATE = 60.0, 2.0
 #: Seconds for the last killed engine to be back.

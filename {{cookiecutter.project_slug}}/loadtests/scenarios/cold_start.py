@@ -10,9 +10,9 @@ import gevent
 import httpx
 
 from loadtests.figures import spread
-from loadtests.readable import seconds
 from loadtests.service import CannotRun, OwnService
 from loadtests.session import Session
+from loadtests.words import seconds
 
 PHASES = {
     "process": "until the gateway answers",

@@ -3,9 +3,9 @@ how soon it is over."""
 
 from __future__ import annotations
 
-from loadtests.readable import seconds
 from loadtests.results import Sample, StageResult
 from loadtests.session import Session
+from loadtests.words import seconds
 
 SECONDS, RATE = 60.0, 2.0
 

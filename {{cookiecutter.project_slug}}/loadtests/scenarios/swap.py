@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loadtests.figures import spread
-from loadtests.readable import seconds
 from loadtests.results import Sample
 from loadtests.scenarios.versions import Production, other_version
 from loadtests.session import Session
+from loadtests.words import seconds
 
 SECONDS, RATE = 40.0, 2.0
 

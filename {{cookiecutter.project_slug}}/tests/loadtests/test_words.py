@@ -10,8 +10,8 @@ from loadtests import words
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (0.00004, "0.0 ms"),
-        (0.0008, "0.8 ms"),
+        (0.00004, "0.04 ms"),
+        (0.0008, "0.80 ms"),
         (0.01234, "12.3 ms"),
         (0.09996, "100 ms"),
         (0.123, "123 ms"),
