@@ -186,6 +186,10 @@ def run(
         if stages and scenario != "load":
             raise OptionError(f"--stage belongs to the scenario load, not to {scenario}.")
         options = dataclasses.replace(options, stages=stages)
+        if scenario == "sweep" and users is not None:
+            raise OptionError("--users belongs to the other scenarios: a sweep is over rates.")
+        if rate is not None and users is not None:
+            raise OptionError("--rate and --users are two kinds of load: give one of them.")
         earlier = read(old) if old else None
         raise_open_file_limit()
         code = perform(scenario, options, url, model, out or _folder(scenario), earlier, old)

@@ -72,24 +72,31 @@ class Options:
     others: int = 0
     bind: tuple[str, int] = ("127.0.0.1", 0)
 
-    def stage(self, name: str, seconds: float, rate: float, **more: object) -> Stage:
-        """An open-loop stage with this run's arrivals; with --users, that many users instead."""
-        if self.users is not None:
-            return Stage(
-                name,
-                seconds,
-                arrivals="users",
-                users=self.users,
-                think=self.think,
-                **more,  # type: ignore[arg-type]
-            )
+    def stage(
+        self,
+        name: str,
+        seconds: float,
+        *,
+        rate: float | None = None,
+        users: int | None = None,
+        times: float = 1.0,
+        target: str = "",
+    ) -> Stage:
+        """A stage of the load that was asked for, by --users or --rate, or else of the scenario's
+        own `rate` or `users`; `times` as much of it."""
+        if self.users is not None or self.rate is not None:
+            rate, users = self.rate, self.users
+        if users is not None:
+            count = max(1, round(users * times))
+            return Stage(name, seconds, "users", users=count, think=self.think, target=target)
+        assert rate is not None
         return Stage(
             name,
             seconds,
-            arrivals=self.arrivals,
-            rate=rate,
+            self.arrivals,
+            rate=rate * times,
             burstiness=self.burstiness,
-            **more,  # type: ignore[arg-type]
+            target=target,
         )
 
     def described(self, plan: Plan) -> dict[str, str]:

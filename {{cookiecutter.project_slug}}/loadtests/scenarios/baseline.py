@@ -18,7 +18,7 @@ from loadtests.results import StageResult, Summary
 from loadtests.session import Session
 from loadtests.words import seconds
 
-SECONDS, RATE = 60.0, 2.0
+SECONDS, USERS = 60.0, 1
 
 
 def run(session: Session) -> None:
@@ -33,7 +33,7 @@ def run(session: Session) -> None:
         sides = {}
         for target in ("", NAME) if number % 2 else (NAME, ""):
             name = f"{number + 1}: {target or 'service'}"
-            stage = options.stage(name, length, options.rate or RATE, target=target)
+            stage = options.stage(name, length, users=USERS, target=target)
             sides[target] = session.run(stage, work=1000 + number)
         pairs.append((sides[""], sides[NAME]))
     session.judge_whole(session.of(*(result for pair in pairs for result in pair)))

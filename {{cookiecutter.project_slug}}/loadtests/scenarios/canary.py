@@ -13,7 +13,7 @@ from loadtests.scenarios.versions import Production, other_version
 from loadtests.session import Session
 from loadtests.words import seconds
 
-SECONDS, RATE = 60.0, 2.0
+SECONDS, USERS = 60.0, 4
 LABELS = ("production", "canary")
 Statistic = Callable[[NDArray[np.float64]], float]
 
@@ -30,7 +30,7 @@ def run(session: Session) -> None:
             weights = {"production": 100 - options.percent, "canary": options.percent}
             service.admin("PUT", traffic, {"weights": weights})
             session.warm_up()
-            stage = options.stage("canary", options.seconds or SECONDS, options.rate or RATE)
+            stage = options.stage("canary", options.seconds or SECONDS, users=USERS)
             result = session.run(stage)
         finally:
             service.admin("PUT", traffic, {"weights": {}})

@@ -13,7 +13,7 @@ from loadtests.service import CannotRun
 from loadtests.session import Running, Session
 from loadtests.words import count
 
-SECONDS, RATE = 60.0, 2.0
+SECONDS, USERS = 60.0, 4
 #: Seconds for the last killed engine to be back.
 PATIENCE = 300.0
 
@@ -23,9 +23,7 @@ def run(session: Session) -> None:
     session.prepare()
     _victims(session)
     session.warm_up()
-    running = session.start(
-        options.stage("chaos", options.seconds or SECONDS, options.rate or RATE)
-    )
+    running = session.start(options.stage("chaos", options.seconds or SECONDS, users=USERS))
     kills = _kill_at_random(session, running)
     result = running.wait()
     back = _back(session)

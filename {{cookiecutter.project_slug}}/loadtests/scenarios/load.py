@@ -11,9 +11,7 @@ def run(session: Session) -> None:
     options = session.options
     session.prepare()
     session.warm_up()
-    stages = options.stages or (
-        options.stage("load", options.seconds or SECONDS, options.rate or RATE),
-    )
+    stages = options.stages or (options.stage("load", options.seconds or SECONDS, rate=RATE),)
     results = [session.run(stage) for stage in stages]
     session.judge_whole(session.of(*results), refusals=True)
     session.judge_slo(*results)

@@ -12,7 +12,7 @@ from loadtests.results import Sample
 from loadtests.service import CannotRun
 from loadtests.session import Running, Session
 
-SECONDS, RATE = 600.0, 2.0
+SECONDS, USERS = 600.0, 4
 #: Figures of the first part are of a process that is still filling its caches.
 SETTLED = 0.4
 #: What a process may grow by from there to the end: allocators and caches breathe.
@@ -32,7 +32,7 @@ def run(session: Session) -> None:
             f"{session.service.url}: run it where the service runs."
         )
     session.warm_up()
-    running = session.start(options.stage("soak", options.seconds or SECONDS, options.rate or RATE))
+    running = session.start(options.stage("soak", options.seconds or SECONDS, users=USERS))
     engines = {replica.pid for replica in session.service.replicas(session.model)}
     _watch(session, process, engines, running)
     result = running.wait()

@@ -14,12 +14,12 @@ def run(session: Session) -> None:
     options = session.options
     session.prepare()
     session.warm_up()
-    length, rate = (options.seconds or SECONDS) / 3, options.rate or RATE
-    before = session.run(options.stage("before", length, rate))
+    length = (options.seconds or SECONDS) / 3
+    before = session.run(options.stage("before", length, rate=RATE))
     session.note("spike", f"{options.factor:g} times the load.")
-    spike = session.run(options.stage("spike", length, rate * options.factor))
+    spike = session.run(options.stage("spike", length, rate=RATE, times=options.factor))
     session.note("spike over", "The load is what it was.")
-    after = session.run(options.stage("after", length, rate))
+    after = session.run(options.stage("after", length, rate=RATE))
     samples = session.of(before, spike, after)
     session.judge_whole(samples, refusals=True)
     # What the spike left is worked off before "after" begins: its own answers are waited for.

@@ -14,7 +14,7 @@ from loadtests.scenarios.versions import Production, other_version
 from loadtests.session import Session
 from loadtests.words import seconds
 
-SECONDS, RATE = 40.0, 2.0
+SECONDS, USERS = 40.0, 4
 
 
 def run(session: Session) -> None:
@@ -23,7 +23,7 @@ def run(session: Session) -> None:
     with Production(session) as production:
         old, new = production.version, other_version(session, production.version)
         session.warm_up()
-        stage = options.stage("swap", options.seconds or SECONDS, options.rate or RATE)
+        stage = options.stage("swap", options.seconds or SECONDS, users=USERS)
         running = session.start(stage)
         running.until(0.15)
         moves = []

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from loadtests.results import Knee, StageResult
+from loadtests.options import Options
+from loadtests.results import Knee, Stage, StageResult
 from loadtests.session import Session
 
 SECONDS, FIRST_RATE = 60.0, 1.0
@@ -25,7 +26,7 @@ def run(session: Session) -> None:
     held, missed = 0.0, math.inf
     results: list[StageResult] = []
     for _ in range(options.steps):
-        result = session.run(options.stage(f"{rate:.3g}/s", seconds, rate))
+        result = session.run(_stage(options, seconds, rate))
         results.append(result)
         if holds(result, options.slo.share):
             held = max(held, rate)
@@ -37,6 +38,11 @@ def run(session: Session) -> None:
     session.knee = Knee(held, 0.0 if math.isinf(missed) else missed)
     _warn_of_few(session, results, held)
     _judge(session, results)
+
+
+def _stage(options: Options, seconds: float, rate: float) -> Stage:
+    name = f"{rate:.3g}/s"
+    return Stage(name, seconds, options.arrivals, rate=rate, burstiness=options.burstiness)
 
 
 def holds(result: StageResult, share: float) -> bool:
