@@ -3,7 +3,7 @@
 Locust brings the workers together and carries the messages. Its users and statistics are not used:
 the statistics round response times, and users that each wait for an answer cannot keep a schedule.
 
-Messages to a worker: `setup`, `stage`, `halt`. From one: `samples`, `pulse`, `done`.
+Messages to a worker: `setup`, `stage`, `enough`, `halt`. From one: `samples`, `pulse`, `done`.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Hand:
         for name, listener in (
             ("setup", self._setup),
             ("stage", self._stage),
+            ("enough", self._enough),
             ("halt", self._halt),
         ):
             runner.register_message(name, listener)
@@ -95,6 +96,10 @@ class Hand:
 
     def _stage(self, environment: Environment, msg: Any) -> None:
         gevent.spawn(self._work, msgspec.convert(msg.data, _Order))
+
+    def _enough(self, environment: Environment, msg: Any) -> None:
+        if self._generator is not None:
+            self._generator.enough()
 
     def _halt(self, environment: Environment, msg: Any) -> None:
         if self._generator is not None:
@@ -171,6 +176,10 @@ class Crew:
             if len(self._workers()) < parts:
                 raise CrewError("A load worker went away: what it did is lost, so run again.")
         return begin
+
+    def enough(self) -> None:
+        """Ends the stage before its time; `run` still waits for its answers."""
+        self._send("enough", None)
 
     def close(self) -> None:
         """Ends what is running, and the workers that this process started."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import gevent
+from gevent.event import Event
 from gevent.pool import Group
 
 from loadtests.arrivals import schedule
@@ -30,15 +30,21 @@ class Generator:
         self._clock = clock
         self._deliver = deliver
         self._running = Group()
+        self._over = Event()
 
     def run(self, number: int, stage: Stage, begin: float, part: int, parts: int) -> None:
         """Offers this process' part of the stage from `begin` on and waits for its answers."""
+        self._over.clear()
         if stage.arrivals == "users":
             for user in range(part, stage.users, parts):
                 self._running.spawn(self._user, number, stage, begin, user)
         else:
             self._offer(number, stage, begin, part, parts)
         self._running.join()
+
+    def enough(self) -> None:
+        """Ends the stage before its time: what is running gets its answer, nothing new is asked."""
+        self._over.set()
 
     def stop(self) -> None:
         """Ends what is running; nobody counts it."""
@@ -49,6 +55,8 @@ class Generator:
         for arrival in range(part, len(due), parts):
             conversation = self._workload.conversation(number, arrival)
             self._wait_until(at := float(due[arrival]))
+            if self._over.is_set():
+                return
             self._running.spawn(self._converse, number, stage, conversation, at)
 
     def _user(self, number: int, stage: Stage, begin: float, user: int) -> None:
@@ -56,12 +64,12 @@ class Generator:
         end = begin + stage.seconds
         self._wait_until(begin + min(1.0, stage.seconds / 10) * user / max(1, stage.users))
         turn = 0
-        while (now := self._clock.now()) < end:
+        while (now := self._clock.now()) < end and not self._over.is_set():
             conversation = self._workload.conversation(number, user, turn)
             self._converse(number, stage, conversation, now, end)
             turn += 1
             if stage.think:
-                gevent.sleep(stage.think)
+                self._over.wait(stage.think)
 
     def _converse(
         self,
@@ -75,7 +83,8 @@ class Generator:
         asker = self._askers[stage.target]
         for turn, question in enumerate(conversation):
             if turn:
-                gevent.sleep(self._workload.plan.think)
+                if self._over.wait(self._workload.plan.think):
+                    return
                 due = self._clock.now()
             sample, text = asker.ask(question, stage=number, due=due)
             self._deliver(sample)
@@ -84,6 +93,6 @@ class Generator:
             conversation.heard(text)
 
     def _wait_until(self, at: float) -> None:
-        # A busy loop's own time is old, and a sleep ends early by as much.
-        while (wait := at - self._clock.now()) > 0:
-            gevent.sleep(wait)
+        # A busy loop's own time is old, and a wait ends early by as much.
+        while (wait := at - self._clock.now()) > 0 and not self._over.wait(wait):
+            pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -70,6 +71,7 @@ class Session:
         self._numbers = 0
         self._pulses: list[tuple[float, float, float]] = []
         self._crew: Crew | None = None
+        self._enough_at = math.inf
 
     def now(self) -> float:
         """Seconds since the run began."""
@@ -181,6 +183,7 @@ class Session:
         before = len(self.samples)
         place = len(self.stages)
         self.running = stage
+        self._enough_at = math.inf
         try:
             began = self._crew.run(number, stage, self.now)
         except CrewError as error:
@@ -190,10 +193,11 @@ class Session:
         samples = self.samples[before:]
         for sample in samples:
             sample.stage = place
-        ended = began + stage.seconds
+        ended = min(began + stage.seconds, self._enough_at)
         offered = None
         if stage.arrivals != "users" and self.plan.turns == 1 and not self.plan.path:
-            offered = len(schedule(stage, (self.options.seed, number)))
+            due = schedule(stage, (self.options.seed, number))
+            offered = int((due < ended - began).sum())
         summary = summarize(samples, self.options.slo, began, ended, offered)
         finished = max([ended, *(sample.end for sample in samples)])
         result = StageResult(stage, began, ended, finished, summary)
@@ -203,6 +207,12 @@ class Session:
     def start(self, stage: Stage) -> Running:
         """Offers the stage while the scenario does something else."""
         return Running(self, stage)
+
+    def enough(self) -> None:
+        """Ends the running stage before its time; its answers are waited for."""
+        assert self._crew is not None
+        self._enough_at = self.now()
+        self._crew.enough()
 
     def of(self, *results: StageResult) -> list[Sample]:
         """The samples of those stages."""
@@ -320,6 +330,11 @@ class Running:
     @property
     def over(self) -> bool:
         return bool(self._greenlet.ready())
+
+    def finish(self) -> StageResult:
+        """Ends it before its time, and waits for its answers."""
+        self._session.enough()
+        return self.wait()
 
     def wait(self) -> StageResult:
         result: StageResult = self._greenlet.get()
