@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-from serving.contract.events import Delta
+from serving.contract.events import Delta, TokenLogprob
 from serving.contract.sampling import Generation, Request
 from serving.engines.base import MODEL, Launch, Sleep
 from serving.engines.batching import BatchingEngine
@@ -152,7 +152,8 @@ class _WholeCharacters(StreamDecoder):
     """Tells text and log probabilities by whole characters, as the other engines do.
 
     SGLang sends U+FFFD for a character that the token limit cut in two, and an entry for the end
-    token: what has no text is held until more text shows that it belonged to it.
+    token, alone or in one event with the text before it: what has no text is held until more text
+    shows whether it belongs to it.
     """
 
     def __init__(self, *, counts_on: bool = False) -> None:
@@ -167,21 +168,43 @@ class _WholeCharacters(StreamDecoder):
                 delta.text = held.text + delta.text
                 delta.logprobs = held.logprobs + delta.logprobs
             whole = delta.text.rstrip("\ufffd")
-            if delta.finish_reason == "length":
-                delta.text = whole
-            elif delta.finish_reason == "stop" and delta.text == "":
-                delta.logprobs = []
+            if delta.finish_reason in ("stop", "length"):
+                delta.logprobs, _ = _spelling(delta.text, delta.logprobs, last=True)
+                if delta.finish_reason == "length":
+                    delta.text = whole
             elif delta.finish_reason is None and not (delta.tools or delta.reasoning):
                 rest = delta.text[len(whole) :]
-                if rest or not whole:
-                    # Without whole text, its entries wait as well.
-                    waiting = [] if whole else delta.logprobs
+                delta.logprobs, waiting = _spelling(whole, delta.logprobs)
+                if rest or waiting:
                     self._held[delta.index] = Delta(delta.index, rest, logprobs=waiting)
-                    delta.text = whole
-                    if not whole:
-                        continue
+                delta.text = whole
+                if not whole:
+                    continue
             told.append(delta)
         return told
+
+
+def _spelling(
+    text: str, entries: list[TokenLogprob], *, last: bool = False
+) -> tuple[list[TokenLogprob], list[TokenLogprob]]:
+    """The entries that spell the text, and those behind them, which wait unless the text was the
+    last. Others are of tokens without text. When none spell it, as those of a tokenizer that tells
+    no blanks, all are the text's."""
+    spelling: list[TokenLogprob] = []
+    spelt = b""
+    for at, entry in enumerate(entries):
+        if not last and spelt.decode(errors="replace") == text:
+            return spelling, entries[at:]
+        more = spelt + bytes(entry.bytes or entry.token.encode())
+        if text.startswith(_whole(more)):
+            spelling.append(entry)
+            spelt = more
+    return (spelling if _whole(spelt) == text.rstrip("\ufffd") else entries), []
+
+
+def _whole(data: bytes) -> str:
+    """The text without a character cut in two at its end."""
+    return data.decode(errors="replace").rstrip("\ufffd")
 
 
 def _config(launch: Launch) -> Path:

@@ -266,3 +266,71 @@ def test_the_entries_of_a_character_that_was_cut_in_two_still_come() -> None:
         ("Hi", [[72, 105]], None),
         ("", [[227]], "length"),
     ]
+
+
+END = entry("<|end|>", *b"<|end|>")
+
+
+def test_an_end_token_in_one_event_with_the_last_text_has_no_entry() -> None:
+    # SGLang makes one event of those that its server was too busy to send apart.
+    both = said("Hi!", entry("Hi", 72, 105), entry("!", 33), END)
+    assert told(both, said(None, reason="stop")) == [
+        ("Hi!", [[72, 105], [33]], None),
+        ("", [], "stop"),
+    ]
+    split = said("こ", *(entry("\ufffd", byte) for byte in "こ".encode()), END)
+    assert told(split, said(None, reason="stop")) == [
+        ("こ", [[227], [129], [147]], None),
+        ("", [], "stop"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [said("a", entry("a", 97)), said(None, END), said("b", entry("b", 98)), said(None, END)],
+        [said("a", entry("a", 97), END), said("b", entry("b", 98), END, END)],
+        [said("ab", entry("a", 97), END, entry("b", 98), END)],
+    ],
+)
+def test_end_tokens_within_an_answer_have_no_entries(events: list[dict[str, Any]]) -> None:
+    parts = told(*events, said(None, reason="length"))
+    assert "".join(text for text, _, _ in parts) == "ab"
+    assert [data for _, entries, _ in parts for data in entries] == [[97], [98]]
+
+
+def test_a_character_behind_an_event_of_several_tokens_waits_for_its_rest() -> None:
+    parts = [said("ん", entry("ん", *"ん".encode()), entry("\ufffd", 227))]
+    parts += [said("こ", entry("\ufffd", 129), entry("\ufffd", 147), END)]
+    assert told(*parts) == [
+        ("ん", [[227, 130, 147]], None),
+        ("こ", [[227], [129], [147]], None),
+    ]
+
+
+def test_entries_that_do_not_spell_the_text_all_come() -> None:
+    assert told(said(" to be", entry("to", 116, 111), entry("be", 98, 101))) == [
+        (" to be", [[116, 111], [98, 101]], None)
+    ]
+
+
+@given(st.data())
+def test_entries_spell_the_text_however_the_tokens_are_put_into_events(data: st.DataObject) -> None:
+    text = data.draw(st.text("ab んこ😀", min_size=1, max_size=6))
+    said_so_far, tokens = b"", []
+    for byte in text.encode():  # a token of each byte, and end tokens between characters
+        said_so_far += bytes([byte])
+        whole = said_so_far.decode(errors="ignore")
+        tokens.append((whole, entry("\ufffd", byte)))
+        if whole.encode() == said_so_far and data.draw(st.booleans()):
+            tokens.append((whole, END))
+    events, shown, entries = [], "", []
+    for at, (whole, one) in enumerate(tokens):
+        entries.append(one)
+        if at == len(tokens) - 1 or data.draw(st.booleans()):
+            events.append(said(whole.removeprefix(shown) or None, *entries))
+            shown, entries = whole, []
+    parts = told(*events, said(None, reason=data.draw(st.sampled_from(["stop", "length"]))))
+    spelt = [one for _, part, _ in parts for one in part]
+    assert b"".join(bytes(one or []) for one in spelt).decode() == text
+    assert "".join(said for said, _, _ in parts) == text
