@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 
 from serving.gateway.connection import ClientConnection
 from serving.gateway.patient import PatientProtocol
+from serving.gateway.shortcut import Find
 
 HEAD = {"type": "http.response.start", "status": 200, "headers": []}
 END = {"type": "http.response.body", "body": b"", "more_body": False}
@@ -23,7 +24,7 @@ PIECE = b"x" * 10_000
 
 
 @contextlib.asynccontextmanager
-async def served(app: ASGIApp, **timeouts: float) -> AsyncIterator[int]:
+async def served(app: ASGIApp, find: Find | None = None, **timeouts: float) -> AsyncIterator[int]:
     """The port of a server that speaks the protocol."""
     loop = asyncio.get_running_loop()
     state = ServerState()
@@ -34,7 +35,13 @@ async def served(app: ASGIApp, **timeouts: float) -> AsyncIterator[int]:
 
     def connection() -> PatientProtocol:
         return PatientProtocol(
-            limits, lambda _: None, config=config, server_state=state, app_state={}, _loop=loop
+            limits,
+            lambda _: None,
+            find,
+            config=config,
+            server_state=state,
+            app_state={},
+            _loop=loop,
         )
 
     server = await loop.create_server(connection, "127.0.0.1", 0)
@@ -84,6 +91,29 @@ async def test_the_middle_of_a_reply_may_be_written_straight_to_the_client() -> 
 async def test_a_server_that_is_not_ours_has_no_such_connection() -> None:
     assert ClientConnection.of({"type": "http"}) is None
     assert ClientConnection.of({"type": "http", "extensions": {"tls": {}}}) is None
+
+
+async def test_the_short_way_leads_past_the_application_and_behind_the_proxies() -> None:
+    clients: dict[str, str] = {}
+
+    def of(name: str) -> ASGIApp:
+        async def app(scope: Scope, _: Receive, send: Send) -> None:
+            clients[name] = scope["client"][0]
+            await send(HEAD)
+            await send(END)
+
+        return app
+
+    endpoint = of("short way")
+
+    def find(scope: Scope) -> ASGIApp | None:
+        return endpoint if scope["path"] == "/v1/chat/completions" else None
+
+    forwarded = {"x-forwarded-for": "203.0.113.7"}
+    async with served(of("application"), find) as port, httpx.AsyncClient() as client:
+        for path in ("/v1/chat/completions", "/v1/models"):
+            await client.get(f"http://127.0.0.1:{port}{path}", headers=forwarded)
+    assert clients == {"short way": "203.0.113.7", "application": "203.0.113.7"}
 
 
 class Flood:
