@@ -79,8 +79,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._within(self._settings.timeouts.head)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._client.gone = True
         super().connection_lost(exc)
+        self._client.lost()
         self._unset_keepalive_if_required()
         self._unread.close()
         if self._timer is not None:

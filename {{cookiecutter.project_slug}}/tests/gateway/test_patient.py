@@ -116,6 +116,61 @@ async def test_the_short_way_leads_past_the_application_and_behind_the_proxies()
     assert clients == {"short way": "203.0.113.7", "application": "203.0.113.7"}
 
 
+async def test_a_client_is_watched_until_the_next_request_is_answered() -> None:
+    left: list[str] = []
+    over = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        client = ClientConnection.of(scope)
+        assert client is not None
+        path: str = scope["path"]
+
+        def leave() -> None:
+            left.append(path)
+
+        client.watch(leave)
+        await send(HEAD)
+        await send(END)
+        if path == "/first":
+            await second.wait()  # something of it is still to be done
+            client.unwatch(leave)
+            over.set()
+        else:
+            second.set()
+
+    second = asyncio.Event()
+    async with served(app) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        for path in (b"/first", b"/second"):
+            writer.write(b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n" % path)
+        await over.wait()
+        writer.close()
+        while not left:
+            await asyncio.sleep(0.01)
+    assert left == ["/second"]
+
+
+async def test_whoever_has_left_before_is_seen_at_once() -> None:
+    gone: list[bool] = []
+    left: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        client = ClientConnection.of(scope)
+        assert client is not None
+        while not client.gone:
+            await asyncio.sleep(0.01)
+        client.watch(lambda: left.append(True))
+        gone.append(True)
+
+    async with served(app) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET)
+        writer.close()
+        while not gone:
+            await asyncio.sleep(0.01)
+    assert left == [True]
+
+
 class Flood:
     """An application that writes straight to its client until that is gone."""
 
