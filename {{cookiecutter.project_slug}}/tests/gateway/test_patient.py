@@ -150,6 +150,28 @@ async def test_a_client_is_watched_until_the_next_request_is_answered() -> None:
     assert left == ["/second"]
 
 
+async def test_a_client_is_seen_to_leave_after_a_long_body() -> None:
+    over = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        client = ClientConnection.of(scope)
+        assert client is not None
+        while (await receive())["more_body"]:
+            pass
+        client.watch(over.set)
+        await over.wait()
+
+    body = b"x" * 1_000_000
+    async with served(app) as port, asyncio.timeout(20):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        length = b"content-length: %d" % len(body)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\n%b\r\n\r\n%b" % (length, body))
+        await writer.drain()
+        await asyncio.sleep(0.2)  # until it is being answered
+        writer.close()
+        await over.wait()
+
+
 async def test_whoever_has_left_before_is_seen_at_once() -> None:
     gone: list[bool] = []
     left: list[bool] = []
