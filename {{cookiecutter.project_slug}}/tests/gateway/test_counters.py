@@ -94,7 +94,7 @@ async def test_windows_that_are_over_are_forgotten(monkeypatch: pytest.MonkeyPat
     await counters.start()
     short = Window("key ann", "requests", 10, 1, 1.0)
     await counters.claim([], [(short, 1), (window(), 1)])
-    kept = counters._totals
+    kept = counters._storage.expirations
     assert kept.keys() == {short.name, window().name}
     async with asyncio.timeout(20):
         while short.name in kept:
