@@ -50,7 +50,6 @@ operators = [
         gate, observed, Figures(reconciler, rollouts.steps), Upkeep(accounts.ledger, limiter)
     ).routes,
 ]
-install(settings, observed.refused)
 app = create_app(
     settings,
     reconciler.router,
@@ -64,6 +63,8 @@ app = create_app(
     request_log,
     tracing,
 )
+# The headers for web pages of other origins are added by one of BentoML's middlewares.
+install(settings, observed.refused, None if settings.cors.origins else app.find)
 
 
 @bentoml.service(

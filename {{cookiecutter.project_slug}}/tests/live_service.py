@@ -59,6 +59,24 @@ def eventually(ask: Callable[[], Result], what: str, seconds: float = 20) -> Res
         time.sleep(0.02)
 
 
+#: Seconds after a revocation in which a request may begin that its key still opens. Services look
+#: at the keys every half second: the other half is there for a look, or an answer, that is late on
+#: a machine with other things to do, and so there is no tolerance beyond it.
+IN_FORCE = 1.0
+
+
+def let_in_until(ask: Callable[[], bool], seconds: float = 2 * IN_FORCE) -> float:
+    """When the last request began that was let in, of all that `ask` makes in so many seconds, or
+    the first one if none was; by `time.monotonic`."""
+    last = began = first = time.monotonic()
+    while began < first + seconds:
+        if ask():
+            last = began
+        time.sleep(0.01)
+        began = time.monotonic()
+    return last
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

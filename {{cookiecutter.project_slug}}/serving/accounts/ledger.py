@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import uuid
+import secrets
 from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,7 +52,7 @@ class Entry(msgspec.Struct):
     duration: float = 0.0
     shadow: bool = False
     at: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
-    id: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = msgspec.field(default_factory=lambda: secrets.token_hex(16))
 
 
 class Bookkeeper:
@@ -181,7 +181,7 @@ class Ledger(Bookkeeper):
     async def _insert(self, entries: list[Entry]) -> None:
         dialect = postgresql if self._database.url.get_backend_name() == "postgresql" else sqlite
         rows = [{**msgspec.structs.asdict(e), "day": e.at.date().isoformat()} for e in entries]
-        statement = dialect.insert(UsageRow).on_conflict_do_nothing()
+        statement = dialect.insert(UsageRow.__table__).on_conflict_do_nothing()
         with explained(self._database.url):
             session: AsyncSession
             async with self._database.session.begin() as session:

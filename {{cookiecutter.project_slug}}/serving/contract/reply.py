@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -24,7 +24,7 @@ class Call:
 
     def __init__(self, piece: ToolDelta, position: int) -> None:
         self.position = position
-        self.id = piece.id or f"call_{uuid.uuid4().hex[:24]}"
+        self.id = piece.id or f"call_{secrets.token_hex(12)}"
         self.name = piece.name or ""
         self.fragments: list[str] = []
 
@@ -92,7 +92,7 @@ class Reply(ABC):
     prefix: ClassVar[str]
 
     def __init__(self, request: Generation, fingerprint: str) -> None:
-        self.id = self.prefix + uuid.uuid4().hex
+        self.id = self.prefix + secrets.token_hex(16)
         self.created = int(time.time())
         self.model = request.model
         self.fingerprint = fingerprint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from typing import Any, Literal
 
 import msgspec
@@ -303,4 +303,4 @@ class ResponseReply(Reply):
 
 
 def _id(prefix: str) -> str:
-    return prefix + uuid.uuid4().hex
+    return prefix + secrets.token_hex(16)

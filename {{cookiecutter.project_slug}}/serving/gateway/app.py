@@ -53,7 +53,7 @@ def create_app(
     observed: Observed | None = None,
     request_log: RequestLog | None = None,
     tracing: Tracing | None = None,
-) -> ASGIApp:
+) -> Gateway:
     """The application over a router whose snapshots say what is served; `operators` are the routes
     for those who change that, and `note` is told how each answer went. Without a `gate`, everybody
     may ask; without a `ledger`, nothing is written down. `observed` counts what clients feel,
@@ -112,10 +112,14 @@ class Gateway:
         self._generation = generation
         self._others = others
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._others
+    def find(self, scope: Scope) -> ASGIApp | None:
+        """The endpoint of a generation; None for everything else."""
         if scope["type"] == "http" and scope["method"] == "POST":
-            app = self._generation.get(scope["path"], app)
+            return self._generation.get(scope["path"])
+        return None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.find(scope) or self._others
         await app(scope, receive, send)
 
 

@@ -7,6 +7,7 @@ and last message. What lies between may go straight to the socket.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import Scope
@@ -23,6 +24,7 @@ class ClientConnection:
 
     def __init__(self, transport: asyncio.Transport, flow: FlowControl) -> None:
         self.gone = False
+        self._left: Callable[[], None] | None = None
         self._transport = transport
         self._flow = flow
 
@@ -31,6 +33,23 @@ class ClientConnection:
         """None under a server that is not ours."""
         extensions: dict[str, Any] = scope.get("extensions") or {}
         return extensions.get(EXTENSION)
+
+    def watch(self, left: Callable[[], None]) -> None:
+        """Calls `left` when the client is gone, until it is unwatched or somebody else watches."""
+        self._left = left
+        self._flow.resume_reading()  # after a long body; nobody is seen to leave who is not read
+        if self.gone:
+            left()
+
+    def unwatch(self, left: Callable[[], None]) -> None:
+        if self._left == left:  # the next request may have begun
+            self._left = None
+
+    def lost(self) -> None:
+        """Called by the protocol."""
+        self.gone = True
+        if self._left is not None:
+            self._left()
 
     @property
     def full(self) -> bool:

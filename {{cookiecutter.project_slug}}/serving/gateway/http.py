@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import uuid
+import secrets
 from collections.abc import Mapping
 
 from starlette.types import Receive, Scope, Send
@@ -36,10 +36,9 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 async def read_bytes(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The request's body, of whatever type. Raises `ApiError` (413) for more than `limit` bytes,
     and `ClientGone`."""
-    too_large = ApiError(413, "body_too_large", f"The body may have {limit} bytes at most.")
     declared = dict(scope["headers"]).get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > limit:
-        raise too_large
+        raise _too_large(limit)
     parts: list[bytes] = []
     size = 0
     while True:
@@ -49,10 +48,14 @@ async def read_bytes(scope: Scope, receive: Receive, limit: int) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > limit:
-            raise too_large
+            raise _too_large(limit)
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, "body_too_large", f"The body may have {limit} bytes at most.")
 
 
 def request_id(scope: Scope) -> str:
@@ -62,7 +65,7 @@ def request_id(scope: Scope) -> str:
             given: str = value.decode("latin-1")
             if _REQUEST_ID.fullmatch(given):
                 return given
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 class Responder:

@@ -29,6 +29,7 @@ from serving.contract.reply import Reply
 from serving.contract.response_reply import ResponseReply
 from serving.contract.responses import ResponsesRequest
 from serving.gateway.auth import Caller, Gate
+from serving.gateway.connection import ClientConnection
 from serving.gateway.encoding import AnyRequest, encode
 from serving.gateway.http import Responder, read_body
 from serving.gateway.limits import Limiter, Reservation, prompt_estimate
@@ -128,7 +129,7 @@ class Inference:
         """The life of a request: read, validated, reserved for, routed, relayed, settled and
         entered into the ledger, however it ends."""
         responder = Responder(scope, send)
-        watch = ClientWatch(receive, responder)
+        watch = ClientWatch(ClientConnection.of(scope), receive, responder)
         trail = self._trails.begin(scope, self._endpoint.request.TASK)
         exchange: Exchange | None = None
         try:
@@ -282,10 +283,14 @@ def _broken(route: Route) -> ApiError:
 
 class ClientWatch:
     """Cancels the task it was entered in when the client leaves before its answer is finished.
-    `left` tells that it did."""
+    `left` tells that it did. The client's `connection` says so by itself; where it is not ours, a
+    task asks the server."""
 
-    def __init__(self, receive: Receive, responder: Responder) -> None:
+    def __init__(
+        self, connection: ClientConnection | None, receive: Receive, responder: Responder
+    ) -> None:
         self.left = False
+        self._connection = connection
         self._receive = receive
         self._responder = responder
         self._request: asyncio.Task[None] | None = None
@@ -293,15 +298,23 @@ class ClientWatch:
 
     def __enter__(self) -> None:
         self._request = asyncio.current_task()
-        self._watcher = asyncio.ensure_future(self._watch())
+        if self._connection is not None:
+            self._connection.watch(self._leave)
+        else:
+            self._watcher = asyncio.ensure_future(self._watch())
 
     def __exit__(self, *_: object) -> None:
-        assert self._watcher is not None
-        self._watcher.cancel()
+        if self._connection is not None:
+            self._connection.unwatch(self._leave)
+        elif self._watcher is not None:
+            self._watcher.cancel()
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._leave()
+
+    def _leave(self) -> None:
         if self._responder.finished:
             return
         self.left = True

@@ -25,6 +25,7 @@ from serving.contract.errors import ApiError, bad_http, head_too_large, request_
 from serving.gateway.connection import EXTENSION, ClientConnection
 from serving.gateway.head import HEAD_LIMIT, check_head, check_size
 from serving.gateway.http import request_id
+from serving.gateway.shortcut import Find, shortcut
 from serving.gateway.unread import Unread
 from serving.settings import Settings
 
@@ -35,10 +36,10 @@ PIPELINE = 16
 LINGER = 2.0
 
 
-def install(settings: Settings, refused: Callable[[str], None]) -> None:
+def install(settings: Settings, refused: Callable[[str], None], find: Find | None = None) -> None:
     """Makes every uvicorn of this process use the protocol; `refused` is told the code of each
-    error that it answers with."""
-    protocol = partial(PatientProtocol, settings, refused)
+    error that it answers with. What `find` has an application for takes the short way to it."""
+    protocol = partial(PatientProtocol, settings, refused, find)
     HTTP_PROTOCOLS["auto"] = cast(str, protocol)  # what is no string is taken as it is
 
 
@@ -47,9 +48,16 @@ class PatientProtocol(HttpToolsProtocol):
     methods named `on_…` are httptools' callbacks, and `on_response_complete` uvicorn's."""
 
     def __init__(
-        self, settings: Settings, refused: Callable[[str], None], *args: Any, **options: Any
+        self,
+        settings: Settings,
+        refused: Callable[[str], None],
+        find: Find | None,
+        *args: Any,
+        **options: Any,
     ) -> None:
         super().__init__(*args, **options)
+        if find is not None:
+            self.app = shortcut(self.config, find)
         self._settings = settings
         self._refused = refused
         self._awaits: Literal["head", "body", ""] = "head"
@@ -71,8 +79,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._within(self._settings.timeouts.head)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._client.gone = True
         super().connection_lost(exc)
+        self._client.lost()
         self._unset_keepalive_if_required()
         self._unread.close()
         if self._timer is not None:

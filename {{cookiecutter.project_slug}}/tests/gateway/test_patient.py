@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 
 from serving.gateway.connection import ClientConnection
 from serving.gateway.patient import PatientProtocol
+from serving.gateway.shortcut import Find
 
 HEAD = {"type": "http.response.start", "status": 200, "headers": []}
 END = {"type": "http.response.body", "body": b"", "more_body": False}
@@ -23,7 +24,7 @@ PIECE = b"x" * 10_000
 
 
 @contextlib.asynccontextmanager
-async def served(app: ASGIApp, **timeouts: float) -> AsyncIterator[int]:
+async def served(app: ASGIApp, find: Find | None = None, **timeouts: float) -> AsyncIterator[int]:
     """The port of a server that speaks the protocol."""
     loop = asyncio.get_running_loop()
     state = ServerState()
@@ -34,7 +35,13 @@ async def served(app: ASGIApp, **timeouts: float) -> AsyncIterator[int]:
 
     def connection() -> PatientProtocol:
         return PatientProtocol(
-            limits, lambda _: None, config=config, server_state=state, app_state={}, _loop=loop
+            limits,
+            lambda _: None,
+            find,
+            config=config,
+            server_state=state,
+            app_state={},
+            _loop=loop,
         )
 
     server = await loop.create_server(connection, "127.0.0.1", 0)
@@ -84,6 +91,106 @@ async def test_the_middle_of_a_reply_may_be_written_straight_to_the_client() -> 
 async def test_a_server_that_is_not_ours_has_no_such_connection() -> None:
     assert ClientConnection.of({"type": "http"}) is None
     assert ClientConnection.of({"type": "http", "extensions": {"tls": {}}}) is None
+
+
+async def test_the_short_way_leads_past_the_application_and_behind_the_proxies() -> None:
+    clients: dict[str, str] = {}
+
+    def of(name: str) -> ASGIApp:
+        async def app(scope: Scope, _: Receive, send: Send) -> None:
+            clients[name] = scope["client"][0]
+            await send(HEAD)
+            await send(END)
+
+        return app
+
+    endpoint = of("short way")
+
+    def find(scope: Scope) -> ASGIApp | None:
+        return endpoint if scope["path"] == "/v1/chat/completions" else None
+
+    forwarded = {"x-forwarded-for": "203.0.113.7"}
+    async with served(of("application"), find) as port, httpx.AsyncClient() as client:
+        for path in ("/v1/chat/completions", "/v1/models"):
+            await client.get(f"http://127.0.0.1:{port}{path}", headers=forwarded)
+    assert clients == {"short way": "203.0.113.7", "application": "203.0.113.7"}
+
+
+async def test_a_client_is_watched_until_the_next_request_is_answered() -> None:
+    left: list[str] = []
+    over = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        client = ClientConnection.of(scope)
+        assert client is not None
+        path: str = scope["path"]
+
+        def leave() -> None:
+            left.append(path)
+
+        client.watch(leave)
+        await send(HEAD)
+        await send(END)
+        if path == "/first":
+            await second.wait()  # something of it is still to be done
+            client.unwatch(leave)
+            over.set()
+        else:
+            second.set()
+
+    second = asyncio.Event()
+    async with served(app) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        for path in (b"/first", b"/second"):
+            writer.write(b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n" % path)
+        await over.wait()
+        writer.close()
+        while not left:
+            await asyncio.sleep(0.01)
+    assert left == ["/second"]
+
+
+async def test_a_client_is_seen_to_leave_after_a_long_body() -> None:
+    over = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        client = ClientConnection.of(scope)
+        assert client is not None
+        while (await receive())["more_body"]:
+            pass
+        client.watch(over.set)
+        await over.wait()
+
+    body = b"x" * 1_000_000
+    async with served(app) as port, asyncio.timeout(20):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        length = b"content-length: %d" % len(body)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\n%b\r\n\r\n%b" % (length, body))
+        await writer.drain()
+        await asyncio.sleep(0.2)  # until it is being answered
+        writer.close()
+        await over.wait()
+
+
+async def test_whoever_has_left_before_is_seen_at_once() -> None:
+    gone: list[bool] = []
+    left: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        client = ClientConnection.of(scope)
+        assert client is not None
+        while not client.gone:
+            await asyncio.sleep(0.01)
+        client.watch(lambda: left.append(True))
+        gone.append(True)
+
+    async with served(app) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET)
+        writer.close()
+        while not gone:
+            await asyncio.sleep(0.01)
+    assert left == [True]
 
 
 class Flood:
