@@ -114,8 +114,6 @@ class Options:
             work = {"operation": plan.operation, "prompts": Path(plan.path).name}
         return {
             **{name: value for name, value in work.items() if value},
-            "arrivals": self.arrivals
-            + (f", burstiness {self.burstiness:g}" if self.arrivals == "gamma" else ""),
             "seed": str(self.seed),
             "generators": str(self.workers + self.others or "this process"),
         }

@@ -14,6 +14,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 import gevent
+import msgspec
 import psutil
 
 from loadtests.arrivals import schedule
@@ -194,10 +195,11 @@ class Session:
         for sample in samples:
             sample.stage = place
         ended = min(began + stage.seconds, self._enough_at)
+        if ended == self._enough_at:
+            stage = msgspec.structs.replace(stage, seconds=ended - began)
         offered = None
         if stage.arrivals != "users" and self.plan.turns == 1 and not self.plan.path:
-            due = schedule(stage, (self.options.seed, number))
-            offered = int((due < ended - began).sum())
+            offered = len(schedule(stage, (self.options.seed, number)))
         summary = summarize(samples, self.options.slo, began, ended, offered)
         finished = max([ended, *(sample.end for sample in samples)])
         result = StageResult(stage, began, ended, finished, summary)
