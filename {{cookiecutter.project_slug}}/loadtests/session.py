@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version as installed
 from pathlib import Path
 
 import gevent
 import msgspec
-import psutil
 
 from loadtests.arrivals import schedule
 from loadtests.asker import Asker, Question, Target
 from loadtests.clock import Clock
 from loadtests.crew import Crew, CrewError, Setup
 from loadtests.figures import summarize
+from loadtests.machine import machine
 from loadtests.options import Options
+from loadtests.own_service import context_length
 from loadtests.results import (
     Event,
     Gauge,
@@ -34,7 +32,7 @@ from loadtests.results import (
     Table,
     Verdict,
 )
-from loadtests.service import CannotRun, Service, context_length
+from loadtests.service import CannotRun, Service
 from loadtests.workload import WORDS, Plan, Scale, fit
 
 #: Seconds by which a generator may be late before its times are no longer to be trusted.
@@ -341,26 +339,3 @@ class Running:
     def wait(self) -> StageResult:
         result: StageResult = self._greenlet.get()
         return result
-
-
-def machine() -> dict[str, str]:
-    """Where it ran, for whoever reads it later."""
-    memory = psutil.virtual_memory().total / 2**30
-    return {
-        "cpu": _cpu(),
-        "cores": str(len(os.sched_getaffinity(0))),
-        "memory": f"{memory:.0f} GiB",
-        "load at the end": " ".join(f"{load:.2f}" for load in os.getloadavg()),
-        "system": platform.platform(),
-        "python": sys.version.split()[0],
-        "bentoml": installed("bentoml"),
-        "locust": installed("locust"),
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), "")
