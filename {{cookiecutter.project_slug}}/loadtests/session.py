@@ -33,12 +33,14 @@ from loadtests.results import (
     Verdict,
 )
 from loadtests.service import CannotRun, Service
-from loadtests.workload import WORDS, Plan, Scale, fit
+from loadtests.workload import WORDS, Plan, Scale, fit, measured
 
 #: Seconds by which a generator may be late before its times are no longer to be trusted.
 LATE = 0.01
 #: The share of a CPU above which a generator of one process is itself what is slow.
 BUSY = 0.8
+#: What is asked where it does not matter what.
+HELLO = " ".join(WORDS[:8])
 
 
 @dataclass
@@ -123,20 +125,18 @@ class Session:
 
     def _calibrate(self, plan: Plan) -> tuple[Scale, bool]:
         """How many tokens our words are, and whether answers can be given a length."""
-        few, many = 8, 40
-        fixed = plan.operation != "embeddings" and self._ask(few, fixed=True).outcome == "whole"
-        low, high = self.ask_once(few).tokens_in, self.ask_once(many).tokens_in
-        if low is None or high is None or high <= low:
+        fixed = plan.operation != "embeddings" and self._ask(fixed=True).outcome == "whole"
+        scale = measured(lambda text: self.ask_once(text).tokens_in)
+        if scale is None:
             self.warn(
                 "The server tells no usage: lengths are taken for words, and TPOT is missing."
             )
             return Scale(0.0, 1.0), fixed
-        per_word = (high - low) / (many - few)
-        return Scale(max(0.0, low - few * per_word), per_word), fixed
+        return scale, fixed
 
-    def ask_once(self, words: int = 8) -> Sample:
+    def ask_once(self, text: str = HELLO) -> Sample:
         """A request besides the load, for one token. Raises `CannotRun` when it is not answered."""
-        sample = self._ask(words, fixed=False)
+        sample = self._ask(text, fixed=False)
         if sample.outcome != "whole":
             raise CannotRun(
                 f"{self.service.url} does not answer a first request of {self.model} "
@@ -144,8 +144,8 @@ class Session:
             )
         return sample
 
-    def _ask(self, words: int, *, fixed: bool) -> Sample:
-        text, operation = " ".join(WORDS[:words]), self.options.plan.operation
+    def _ask(self, text: str = HELLO, *, fixed: bool) -> Sample:
+        operation = self.options.plan.operation
         messages = [{"role": "user", "content": text}]
         question = Question(operation, messages, text, None if operation == "embeddings" else 1)
         asker = Asker(
