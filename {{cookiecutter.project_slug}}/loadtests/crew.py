@@ -163,19 +163,17 @@ class Crew:
             self._runner.register_message(name, listener)
         self._send("setup", setup)
 
-    def run(self, number: int, stage: Stage, now: Callable[[], float]) -> float:
-        """Offers the stage and waits for all its answers; returns when it began. Raises `CrewError`
-        when a worker goes away."""
+    def run(self, number: int, stage: Stage, begin: float) -> None:
+        """Offers the stage from `begin` on, at least `LEAD` from now, and waits for all its
+        answers. Raises `CrewError` when a worker goes away."""
         self._done = 0
         self._all_done.clear()
-        begin = now() + LEAD
         parts = max(1, self._parts)
         for part, worker in enumerate(self._workers()):
             self._send("stage", _Order(number, stage, begin, part, parts), worker)
         while not self._all_done.wait(1.0):
             if len(self._workers()) < parts:
                 raise CrewError("A load worker went away: what it did is lost, so run again.")
-        return begin
 
     def enough(self) -> None:
         """Ends the stage before its time; `run` still waits for its answers."""

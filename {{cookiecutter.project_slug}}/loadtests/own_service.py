@@ -152,8 +152,11 @@ def project_model() -> str:
 
 
 def context_length(model: str) -> int | None:
-    """The window of the project's model, in tokens."""
-    settings = load_settings(_config(), surroundings=False)
+    """The window in tokens of the project's model; None of a model that it has not."""
+    try:
+        settings = load_settings(_config(), surroundings=False)
+    except SettingsError:
+        return None
     return settings.engine.max_model_len if model in settings.models else None
 
 

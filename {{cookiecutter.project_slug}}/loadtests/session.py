@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import gevent
 import msgspec
@@ -16,7 +18,7 @@ import msgspec
 from loadtests.arrivals import schedule
 from loadtests.asker import Asker, Question, Target
 from loadtests.clock import Clock
-from loadtests.crew import Crew, CrewError, Setup
+from loadtests.crew import LEAD, Crew, CrewError, Setup
 from loadtests.figures import summarize
 from loadtests.machine import machine
 from loadtests.options import Options
@@ -43,6 +45,20 @@ BUSY = 0.8
 HELLO = " ".join(WORDS[:8])
 
 
+class _UnderWay(NamedTuple):
+    """A stage that is offered: by which number, since when, and how many samples there were."""
+
+    stage: Stage
+    number: int
+    began: float
+    before: int
+
+
+def plain(model: str) -> str:
+    """A model's own name: without the label or version that a client may add."""
+    return re.split("[@:]", model, maxsplit=1)[0]
+
+
 @dataclass
 class Session:
     """What a scenario works with. `told` is called with each line worth reading as it happens."""
@@ -63,7 +79,6 @@ class Session:
     verdicts: list[Verdict] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     knee: Knee | None = None
-    running: Stage | None = None
 
     def __post_init__(self) -> None:
         self._began = datetime.now(UTC)
@@ -73,6 +88,7 @@ class Session:
         self._pulses: list[tuple[float, float, float]] = []
         self._crew: Crew | None = None
         self._enough_at = math.inf
+        self._under_way: _UnderWay | None = None
 
     def now(self) -> float:
         """Seconds since the run began."""
@@ -84,7 +100,7 @@ class Session:
         """Learns what the server makes of our words, and brings the load generators together.
         `other` names a second server to ask, given the first. Raises `CannotRun`."""
         served = self.service.models()
-        if served and self.model not in served:
+        if served and not {self.model, plain(self.model)} & set(served):
             raise CannotRun(
                 f"{self.service.url} serves no model {self.model}: name one of "
                 f"{', '.join(served)} with --model."
@@ -100,7 +116,7 @@ class Session:
                 fixed_length=fixed and self.options.fixed_length,
                 temperature=self.options.temperature,
             )
-            context = self.options.context or context_length(self.model.partition("@")[0]) or 0
+            context = self.options.context or context_length(plain(self.model)) or 0
             self.plan = fit(plan, context, scale) if context else plan
             if self.plan != plan:
                 self.told(f"The work is cut to fit a window of {context} tokens.")
@@ -179,22 +195,25 @@ class Session:
         assert self._crew is not None
         self._numbers += 1
         number = self._numbers if work is None else work
-        before = len(self.samples)
-        place = len(self.stages)
-        self.running = stage
+        self._under_way = _UnderWay(stage, number, self.now() + LEAD, len(self.samples))
         self._enough_at = math.inf
         try:
-            began = self._crew.run(number, stage, self.now)
+            self._crew.run(number, stage, self._under_way.began)
         except CrewError as error:
             raise CannotRun(str(error)) from None
-        finally:
-            self.running = None
+        return self._end_stage()
+
+    def _end_stage(self) -> StageResult:
+        """What came of the stage under way."""
+        assert self._under_way is not None
+        stage, number, began, before = self._under_way
+        self._under_way = None
         samples = self.samples[before:]
         for sample in samples:
-            sample.stage = place
+            sample.stage = len(self.stages)
         ended = min(began + stage.seconds, self._enough_at)
         if ended == self._enough_at:
-            stage = msgspec.structs.replace(stage, seconds=ended - began)
+            stage = msgspec.structs.replace(stage, seconds=max(0.001, ended - began))
         offered = None
         if stage.arrivals != "users" and self.plan.turns == 1 and not self.plan.path:
             offered = len(schedule(stage, (self.options.seed, number)))
@@ -220,9 +239,8 @@ class Session:
         return [sample for sample in self.samples if sample.stage in places]
 
     @property
-    def measured(self) -> list[Sample]:
-        places = {n for n, result in enumerate(self.stages) if result.stage.measured}
-        return [sample for sample in self.samples if sample.stage in places]
+    def running(self) -> Stage | None:
+        return self._under_way.stage if self._under_way else None
 
     # What a scenario has to say.
 
@@ -275,6 +293,9 @@ class Session:
     # The end.
 
     def report(self) -> Report:
+        if self._under_way is not None:  # the run was stopped in it
+            self._enough_at = min(self._enough_at, self.now())
+            self._end_stage()
         self._check_generators()
         return Report(
             scenario=self.scenario,

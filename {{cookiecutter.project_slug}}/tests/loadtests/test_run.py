@@ -210,13 +210,19 @@ def test_a_stopped_run_leaves_its_report(service: Service, tmp_path: Path) -> No
         stdout=subprocess.PIPE,
         text=True,
     )
-    time.sleep(6)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "warm-up:" in line:
+            break
+    time.sleep(2)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 130, out
     report = read(tmp_path / "report.json")
-    assert len(report.samples) > 20
     assert not report.passed
+    _, cut = report.stages
+    assert cut.stage.seconds < 30
+    assert cut.summary.requests == sum(sample.stage == 1 for sample in report.samples) > 10
 
 
 # What goes wrong before anything is measured.
@@ -243,6 +249,15 @@ def test_a_stopped_run_leaves_its_report(service: Service, tmp_path: Path) -> No
 )
 def test_a_bad_argument_is_one_sentence(words: list[str], told: str) -> None:
     assert told in load_test(*words).complaint
+
+
+@pytest.mark.parametrize("model", ["chat:1", "chat@production"])
+def test_a_version_or_label_may_be_asked(service: Service, model: str) -> None:
+    report = passed(
+        *("load", "--url", service.url, "--model", model, "--rate", "10", "--seconds", "1s"),
+        *("--warm-up", "0"),
+    )
+    assert {sample.version for sample in report.samples} == {"chat:1"}
 
 
 def test_a_model_that_is_not_served_is_told_with_those_that_are(service: Service) -> None:
@@ -298,7 +313,10 @@ def test_a_worker_that_goes_away_ends_the_run(service: Service, tmp_path: Path) 
     try:
         me = psutil.Process(process.pid)
         worker = eventually(me.children, "the worker runs")[0]
-        time.sleep(5)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "warm-up:" in line:
+                break
         worker.kill()
         _, err = process.communicate(timeout=60)
     finally:
