@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,7 +22,7 @@ from loadtests.results import read
 pytestmark = pytest.mark.integration
 
 Serve = Callable[..., Service]
-DEFAULT = {"tokens": 8, "first_delay_ms": 20, "delay_ms": 5}
+DEFAULT: dict[str, Any] = {"tokens": 8, "first_delay_ms": 20, "delay_ms": 5}
 
 
 @pytest.fixture(scope="module")
