@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import resource
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -42,12 +43,16 @@ def perform(
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, WIDE)
-    folder.mkdir(parents=True, exist_ok=True)
+    reports.make(folder)
     # What is loaded by now stays; left to the collector, walking it delays every time stamp.
     gc.collect()
     gc.freeze()
     stopped = False
-    with under_test(url, folder / "service.log") as service, Terminal(console) as terminal:
+    with (
+        _kept_if_used(folder),
+        under_test(url, folder / "service.log") as service,
+        Terminal(console) as terminal,
+    ):
         name = model or (project_model() if url is None else _first(service))
         if isinstance(service, OwnService):
             console.print(
@@ -83,6 +88,17 @@ def raise_open_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextmanager
+def _kept_if_used(folder: Path) -> Iterator[None]:
+    """A run that cannot begin leaves no empty folder."""
+    try:
+        yield
+    except Exception:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def _first(service: Service) -> str:

@@ -252,6 +252,20 @@ def test_a_bad_argument_is_one_sentence(words: list[str], told: str) -> None:
     assert told in load_test(*words).complaint
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_asked(service: Service) -> None:
+    done = subprocess.run(
+        command(Path("/dev/null/results"), "load", "--url", service.url),
+        cwd=PROJECT,
+        env=surroundings({}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "The report could not be written to /dev/null/results (Not a directory)" in done.stderr
+
+
 @pytest.mark.parametrize("model", ["chat:1", "chat@production"])
 def test_a_version_or_label_may_be_asked(service: Service, model: str) -> None:
     report = passed(
