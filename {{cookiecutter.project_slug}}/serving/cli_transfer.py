@@ -1,0 +1,89 @@
+"""`serving models push|pull|export|import-archive`: versions between stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from serving.runtime import distribution
+from serving.runtime.remote import Remote
+from serving.runtime.store import ModelStore, StoreError
+
+console = Console()
+errors = Console(stderr=True)
+
+Tag = Annotated[str, typer.Argument(help="NAME:NUMBER")]
+Url = Annotated[
+    str, typer.Argument(help="A folder, or where fsspec can write: s3://BUCKET/MODELS, gs://…")
+]
+AllowPickle = Annotated[
+    bool, typer.Option(help="Also take pickled weights, which can run code when loaded.")
+]
+
+
+def add_to(models: typer.Typer) -> None:
+    """Under `serving models`."""
+    models.command("push")(push_model)
+    models.command("pull")(pull_models)
+
+
+def push_model(tag: Tag, url: Url) -> None:
+    """Send one version to a folder or a bucket, from where other stores pull it."""
+    store = ModelStore()
+    version = store.find(tag)
+    remote = Remote(url)
+    with progress(errors) as bar:
+        task = bar.add_task(f"{tag} to {remote.url}", total=version.size)
+        new = distribution.push(store, remote, version, lambda done: bar.advance(task, done))
+    done = f"Pushed [bold]{tag}[/bold] ({decimal(version.size)})" if new else f"{tag} was there"
+    console.print(f"{done}: {remote.url}.", soft_wrap=True)
+
+
+def pull_models(
+    url: Url,
+    tags: Annotated[
+        list[str] | None, typer.Argument(help="NAME:NUMBER …; without, all that are there.")
+    ] = None,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Fetch versions that were pushed, with their numbers; again, after a cut, where it stopped."""
+    store = ModelStore()
+    remote = Remote(url)
+    wanted = tags or remote.tags()
+    if not wanted:
+        raise StoreError(
+            f"{remote.url} holds no version, or is not there; `serving models push` brings one."
+        )
+    for version in [distribution.find(remote, tag) for tag in wanted]:
+        tag = version.tag
+        with progress(errors) as bar:
+            task = bar.add_task(f"{tag} from {remote.url}", total=version.size)
+            new = distribution.pull(
+                store,
+                remote,
+                version,
+                allow_pickle=allow_pickle,
+                advance=lambda done, bar=bar, task=task: bar.advance(task, done),  # type: ignore[misc]
+                waits=lambda tag=tag: errors.print(f"Waiting for another pull of {tag}."),  # type: ignore[misc]
+            )
+        if new:
+            console.print(f"Pulled [bold]{tag}[/bold] ({decimal(version.size)}).")
+        else:
+            console.print(f"{tag} is there already.")
+
+
+def progress(console: Console) -> Progress:
+    """Bytes, and how fast they go by; nothing where nobody looks."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
