@@ -1,6 +1,6 @@
 """`serving …`: the versions in the model store; how they travel is in `cli_transfer.py`, what runs
-in `cli_routing.py` and `cli_rollout.py`, the engines in `cli_engine.py`, keys in `cli_keys.py`, what
-they used in `cli_usage.py`."""
+in `cli_routing.py` and `cli_rollout.py`, the engines in `cli_engine.py`, keys in `cli_keys.py`,
+what they used in `cli_usage.py`."""
 
 from __future__ import annotations
 

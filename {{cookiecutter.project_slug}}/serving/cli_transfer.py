@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from serving.runtime import distribution
+from serving.runtime import archive, distribution
 from serving.runtime.remote import Remote
 from serving.runtime.store import ModelStore, StoreError
 
@@ -30,6 +30,8 @@ def add_to(models: typer.Typer) -> None:
     """Under `serving models`."""
     models.command("push")(push_model)
     models.command("pull")(pull_models)
+    models.command("export")(export_model)
+    models.command("import-archive")(import_archive)
 
 
 def push_model(tag: Tag, url: Url) -> None:
@@ -75,6 +77,40 @@ def pull_models(
             console.print(f"Pulled [bold]{tag}[/bold] ({decimal(version.size)}).")
         else:
             console.print(f"{tag} is there already.")
+
+
+def export_model(
+    tag: Tag,
+    target: Annotated[Path, typer.Argument(help="The .tar file to write, or a folder for it.")],
+) -> None:
+    """Write one version as a tar file, to carry where no network leads."""
+    store = ModelStore()
+    version = store.find(tag)
+    file = archive.archive_file(version, target)
+    with progress(errors) as bar:
+        task = bar.add_task(f"{tag} to {file}", total=version.size)
+        archive.export(store, version, file, lambda done: bar.advance(task, done))
+    console.print(f"Exported [bold]{tag}[/bold] ({decimal(version.size)}): {file}.", soft_wrap=True)
+
+
+def import_archive(
+    file: Annotated[Path, typer.Argument(help="What `serving models export` wrote.")],
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Take the version in an exported file into the store, with its number."""
+    with progress(errors) as bar:
+        task = bar.add_task(str(file), total=file.stat().st_size)
+        version, new = archive.import_archive(
+            ModelStore(),
+            file,
+            allow_pickle=allow_pickle,
+            advance=lambda done: bar.advance(task, done),
+        )
+        bar.update(task, completed=file.stat().st_size)
+    if new:
+        console.print(f"Imported [bold]{version.tag}[/bold] ({decimal(version.size)}).")
+    else:
+        console.print(f"{version.tag} is there already.")
 
 
 def progress(console: Console) -> Progress:

@@ -36,7 +36,7 @@ _CREDENTIALS = {
     "gcs": "set GOOGLE_APPLICATION_CREDENTIALS",
 }
 #: How the clients of object stores name what went wrong: they share no classes.
-_REFUSED = re.compile(r"(NoCredentials|PartialCredentials|Refresh|TokenRetrieval)\w*Error|\w*Denied")
+_REFUSED = re.compile(r"(\w*Credentials|Refresh|TokenRetrieval)\w*Error|\w*Denied")
 _UNREACHABLE = re.compile(r"\w*(Connection|Connect|Timeout|DNS|SSL)\w*(Error)?")
 
 
@@ -98,7 +98,9 @@ class Remote:
             raise StoreError(f"{where} is too large to be a manifest.")
         version = from_json(data, where, Path())
         if (version.name, version.number) != (name, number):
-            raise StoreError(f"{where} is the manifest of {version.tag}; push {name}:{number} again.")
+            raise StoreError(
+                f"{where} is the manifest of {version.tag}; push {name}:{number} again."
+            )
         return version
 
     def sizes(self, version: Version) -> dict[str, int]:
@@ -127,11 +129,11 @@ class Remote:
         return data
 
     @contextlib.contextmanager
-    def sending(self, version: Version, path: str) -> Iterator[IO[bytes]]:
+    def sending(self, version: Version, path: str) -> Iterator[Telling]:
         """What is written gets the file's name when all of it is there, or is dropped."""
         target = f"{self._folder(version)}/{path}"
         with self._in_folder(target) if self._is_folder else self._in_bucket(target) as file:
-            yield _Telling(file, self)
+            yield Telling(file, self)
 
     def publish(self, version: Version) -> bool:
         """Writes the manifest, unless another push was faster: then False."""
@@ -167,8 +169,8 @@ class Remote:
         """For a push of something else under the tag of `version`, which is here."""
         day = version.created.astimezone(UTC).date()
         return StoreError(
-            f"{self.url} has another {version.tag} (of {day}, from {version.source}), and a version "
-            "never changes; import yours again under a number that is free there."
+            f"{self.url} has another {version.tag} (of {day}, from {version.source}), and a "
+            "version never changes; import yours again under a number that is free there."
         )
 
     def _folder(self, version: Version) -> str:
@@ -219,7 +221,7 @@ class Remote:
             if "bucket" in str(error):
                 raise StoreError(f"{self.url}: there is no such bucket; make it first.") from None
             raise
-        except Exception as error:  # each backend's own, the system's, its HTTP client's: any of many
+        except Exception as error:  # a backend's own, its HTTP client's, the system's: any of many
             raise StoreError(f"{self.url} {self._reason(error)}") from None
 
     def _reason(self, error: Exception) -> str:
@@ -241,7 +243,7 @@ class Remote:
         return f"failed ({said}); run this again: it goes on from there."
 
 
-class _Telling:
+class Telling:
     """A file whose writes tell what went wrong."""
 
     def __init__(self, file: IO[bytes], remote: Remote) -> None:

@@ -202,7 +202,8 @@ class ModelStore:
 
     def require_space(self, wanted: int) -> None:
         """Raises `StoreError` when the store's file system has not so many bytes free."""
-        free = shutil.disk_usage(self._own if self._own.exists() else self.home).free
+        self._own.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._own).free
         if free < wanted:
             raise StoreError(
                 f"the disk of the model store ({self.home}) has {decimal(free)} free and "

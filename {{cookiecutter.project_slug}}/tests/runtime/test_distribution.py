@@ -1,4 +1,4 @@
-"""Versions travel whole: to a folder or a bucket and into other stores, however often they are cut."""
+"""Versions travel whole, to a folder or a bucket and into other stores, however often cut off."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import s3_server
 
-from serving.runtime import store as store_module
 from serving.runtime.checks import ModelRefused
 from serving.runtime.distribution import find, pull, push
 from serving.runtime.manifest import from_json
@@ -446,7 +445,7 @@ def test_a_store_without_space_is_told_before_a_byte_is_fetched(
 ) -> None:
     push(store, folder, store.find("chat:3"))
     usage = shutil.disk_usage(store.home)
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage._replace(free=5))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5))
     monkeypatch.setattr(Remote, "read", None)
     with pytest.raises(StoreError, match=r"has 5 bytes free and .* are wanted; free some space"):
         pulled(other, folder)
