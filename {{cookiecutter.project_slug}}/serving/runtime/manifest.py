@@ -19,7 +19,7 @@ from serving.runtime.checks import (
     ModelRefused,
     wanted_files,
 )
-from serving.runtime.store import StoreError, Version
+from serving.runtime.store import StoreError, Version, split_tag
 
 #: Bytes: far more than a version of a thousand files takes.
 MAX_SIZE = 16 * 1024 * 1024
@@ -47,21 +47,27 @@ def from_json(data: bytes, where: str, path: Path) -> Version:
     broken = StoreError(f"{where} is no whole manifest of a version; push or export it again.")
     try:
         document: dict[str, Any] = json.loads(data)
-        if document["format"] != _FORMAT:
-            raise StoreError(
-                f"{where} was written by another release of this service (format "
-                f"{document['format']!r}); push or export it again with this one."
-            )
+        release = _count(document["format"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise broken from None
+    if release != _FORMAT:
+        raise StoreError(
+            f"{where} was written by another release of this service (format {release}); push or "
+            "export it again with this one."
+        )
+    try:
+        # What no folder of a store is called would lead out of it.
+        name, number = split_tag(f"{_text(document['name'])}:{_count(document['number'])}")
         version = Version(
-            name=_text(document["name"]),
-            number=_count(document["number"]),
+            name=name,
+            number=number,
             path=path,
             created=datetime.fromisoformat(document["created"]).astimezone(UTC),
             source=_text(document["source"]),
             files=[_record(file) for file in document["files"]],
             task=_text(document["task"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+    except (StoreError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise broken from None
     if version.task not in {"generate", "embed"} or not version.files:
         raise broken

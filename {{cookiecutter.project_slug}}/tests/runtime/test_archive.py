@@ -155,6 +155,21 @@ def test_an_archive_that_would_write_elsewhere_is_refused_and_leaves_nothing(
     assert not Path("/tmp/evil.json").exists()
 
 
+@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "..", "", "Chat", "ch}t", "a\nb"])
+def test_a_name_that_would_lead_out_of_the_store_is_refused(
+    exported: Path, other: ModelStore, name: str, tmp_path: Path
+) -> None:
+    def change(members: Members) -> None:
+        manifest = json.loads(members[0][1])
+        members[0] = members[0][0], json.dumps({**manifest, "name": name}).encode()
+
+    rewrite(exported, change)
+    before = everything(tmp_path)
+    with pytest.raises(StoreError, match="is no whole manifest of a version"):
+        import_archive(other, exported)
+    assert everything(tmp_path) == before
+
+
 def test_content_that_does_not_fit_its_hash_is_refused(exported: Path, other: ModelStore) -> None:
     def change(members: Members) -> None:
         members[1] = members[1][0], bytes(len(members[1][1]))

@@ -413,6 +413,8 @@ def test_pickled_weights_are_pulled_only_when_they_are_trusted(
         {"files": {"a": 1}},
         {"task": "run"},
         {"number": True},
+        {"number": 0},
+        {"format": "new"},
         {"created": "yesterday"},
         {"source": None},
     ],
