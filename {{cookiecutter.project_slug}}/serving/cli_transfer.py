@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from serving.runtime import archive, distribution
 from serving.runtime.remote import Remote
-from serving.runtime.store import ModelStore, StoreError
+from serving.runtime.store import ModelStore, StoreError, Version
 
 console = Console()
 errors = Console(stderr=True)
@@ -62,21 +62,25 @@ def pull_models(
             f"{remote.url} holds no version, or is not there; `serving models push` brings one."
         )
     for version in [distribution.find(remote, tag) for tag in wanted]:
-        tag = version.tag
-        with progress(errors) as bar:
-            task = bar.add_task(f"{tag} from {remote.url}", total=version.size)
-            new = distribution.pull(
-                store,
-                remote,
-                version,
-                allow_pickle=allow_pickle,
-                advance=lambda done, bar=bar, task=task: bar.advance(task, done),  # type: ignore[misc]
-                waits=lambda tag=tag: errors.print(f"Waiting for another pull of {tag}."),  # type: ignore[misc]
-            )
-        if new:
-            console.print(f"Pulled [bold]{tag}[/bold] ({decimal(version.size)}).")
-        else:
-            console.print(f"{tag} is there already.")
+        _pull(store, remote, version, allow_pickle)
+
+
+def _pull(store: ModelStore, remote: Remote, version: Version, allow_pickle: bool) -> None:
+    tag = version.tag
+    with progress(errors) as bar:
+        task = bar.add_task(f"{tag} from {remote.url}", total=version.size)
+        new = distribution.pull(
+            store,
+            remote,
+            version,
+            allow_pickle=allow_pickle,
+            advance=lambda done: bar.advance(task, done),
+            waits=lambda: errors.print(f"Waiting for another pull of {tag}."),
+        )
+    if new:
+        console.print(f"Pulled [bold]{tag}[/bold] ({decimal(version.size)}).")
+    else:
+        console.print(f"{tag} is there already.")
 
 
 def export_model(

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 from live_service import eventually, free_port
 
-BUCKET = "models"
+BUCKET = "a-bucket"
 
 
 class Server:

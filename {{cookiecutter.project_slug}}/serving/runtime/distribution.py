@@ -16,7 +16,7 @@ from pathlib import Path
 
 from serving.runtime.checks import FileRecord, ModelRefused
 from serving.runtime.manifest import check_safe, check_whole
-from serving.runtime.remote import Remote
+from serving.runtime.remote import FULL, Remote
 from serving.runtime.store import ModelStore, StoreError, Version, split_tag
 
 #: Bytes fetched or sent at a time; what a cut connection may lose of each file.
@@ -94,9 +94,17 @@ def pull(
         def fetch(file: FileRecord, stopped: threading.Event) -> None:
             _fetch(remote, version, file, advance, stopped)
 
-        _side_by_side(fetch, version.files)
-        check_whole(version, allow_pickle=allow_pickle)
-        store.adopt(version)
+        try:
+            _side_by_side(fetch, version.files)
+            check_whole(version, allow_pickle=allow_pickle)
+            store.adopt(version)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise StoreError(
+                f"the disk of the model store ({store.home}) is full; free some space and run this "
+                "again: it goes on where it stopped."
+            ) from None
         return True
 
 

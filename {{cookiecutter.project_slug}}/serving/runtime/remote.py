@@ -29,6 +29,8 @@ from serving.runtime.manifest import MAX_SIZE, from_json, to_json
 from serving.runtime.store import StoreError, Version, split_tag
 
 MANIFEST = "manifest.json"
+#: What the system calls a disk or a quota without space.
+FULL = {errno.ENOSPC, errno.EDQUOT}
 #: The extra of pyproject.toml that brings what speaks a scheme.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _CREDENTIALS = {
@@ -89,7 +91,7 @@ class Remote:
         """The version, as its manifest describes it."""
         path = f"{self._root}/{name}/{number}/{MANIFEST}"
         try:
-            with self._told():
+            with self._told(missing=True):
                 data = self._fs.cat_file(path)
         except FileNotFoundError:
             return None
@@ -107,7 +109,7 @@ class Remote:
         """Bytes of each of the version's files that is here, whole."""
         folder = self._folder(version)
         try:
-            with self._told():
+            with self._told(missing=True):
                 found: dict[str, Any] = self._fs.find(folder, detail=True)
         except FileNotFoundError:
             return {}
@@ -116,7 +118,7 @@ class Remote:
     def read(self, version: Version, path: str, start: int, end: int) -> bytes:
         """Some bytes of a file."""
         try:
-            with self._told():
+            with self._told(missing=True):
                 data: bytes = self._fs.cat_file(
                     f"{self._folder(version)}/{path}", start=start, end=end
                 )
@@ -211,23 +213,26 @@ class Remote:
             raise
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Says what went wrong there in one sentence."""
+    def _told(self, *, missing: bool = False) -> Iterator[None]:
+        """Says what went wrong there in one sentence. With `missing`, FileNotFoundError is an
+        answer."""
         try:
             yield
         except (StoreError, FileExistsError):
             raise
         except FileNotFoundError as error:
-            if "bucket" in str(error):
+            if "bucket does not exist" in str(error):
                 raise StoreError(f"{self.url}: there is no such bucket; make it first.") from None
-            raise
+            if missing:
+                raise
+            raise StoreError(f"{self.url} {self._reason(error)}") from None
         except Exception as error:  # a backend's own, its HTTP client's, the system's: any of many
             raise StoreError(f"{self.url} {self._reason(error)}") from None
 
     def _reason(self, error: Exception) -> str:
         kind = type(error).__name__
         said = " ".join(str(error).split()).rstrip(".") or kind
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if isinstance(error, OSError) and error.errno in FULL:
             return (
                 "has no space left; free some and run this again: what is there whole is not "
                 "sent again."

@@ -123,7 +123,7 @@ def test_a_bucket_does_what_a_folder_does(
     assert s3.asked("PUT", "chat/3/manifest.json") == 1
     assert remote.tags() == ["chat:2", "chat:3"]
     assert_same(pulled(other, remote), store.find("chat:3"))
-    with pytest.raises(StoreError, match="s3://models/prefix has no chat:1; push it there first"):
+    with pytest.raises(StoreError, match="s3://a-bucket/prefix has no chat:1; push it there first"):
         find(remote, "chat:1")
 
 
@@ -359,7 +359,9 @@ def test_a_file_that_was_changed_here_is_not_sent(store: ModelStore, folder: Rem
     (version.path / "config.json").write_text("{}", "utf-8")
     with pytest.raises(ModelRefused, match=r"config\.json was changed after its import"):
         push(store, folder, version)
-    assert not [path for path in files_of(folder) if path.name.endswith(("config.json", ".part"))]
+    names = {path.name for path in files_of(folder)}
+    assert "config.json" not in names
+    assert not [name for name in names if name.endswith(".part")]
     assert folder.tags() == []
 
 
@@ -453,6 +455,23 @@ def test_a_store_without_space_is_told_before_a_byte_is_fetched(
         pulled(other, folder)
 
 
+def test_a_store_that_gets_full_meanwhile_keeps_what_it_has_for_the_next_pull(
+    store: ModelStore, folder: Remote, other: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(store, folder, store.find("chat:3"))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StoreError, match=r"disk of the model store .* is full; free some"):
+            pulled(other, folder)
+    assert other.versions() == []
+    assert list((other.home / "serving" / "incoming").glob("chat-3-*/model/*.json"))
+    assert_same(pulled(other, folder), store.find("chat:3"))
+
+
 def test_a_folder_without_space_is_one_sentence_and_keeps_what_is_whole(
     store: ModelStore, folder: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -496,7 +515,7 @@ def test_a_server_that_is_gone_is_one_sentence(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(StoreError, match="s3://models/prefix cannot be reached"):
+    with pytest.raises(StoreError, match="s3://a-bucket/prefix cannot be reached"):
         push(store, Remote(s3.url), store.find("chat:3"))
 
 
