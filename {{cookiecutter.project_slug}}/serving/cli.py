@@ -1,6 +1,6 @@
-"""`serving …`: the versions in the model store; what runs is in `cli_routing.py` and
-`cli_rollout.py`, the engines in `cli_engine.py`, keys in
-`cli_keys.py`, what they used in `cli_usage.py`."""
+"""`serving …`: the versions in the model store; how they travel is in `cli_transfer.py`, what runs
+in `cli_routing.py` and `cli_rollout.py`, the engines in `cli_engine.py`, keys in `cli_keys.py`,
+what they used in `cli_usage.py`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from serving import cli_routing
+from serving import cli_routing, cli_transfer
 from serving.accounts.database import DatabaseError
 from serving.accounts.keys import KeyRefused
 from serving.cli_engine import engine
 from serving.cli_keys import keys
 from serving.cli_rollout import rollout
+from serving.cli_transfer import progress
 from serving.cli_usage import usage
 from serving.environments import NotInstalled
 from serving.runtime.checks import ModelRefused
@@ -32,6 +32,7 @@ DEMO = Path(__file__).parent.parent / "demo_model"
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 models = typer.Typer(no_args_is_help=True, help="The model versions this service can serve.")
 app.add_typer(models, name="models")
+cli_transfer.add_to(models)
 app.add_typer(engine, name="engine")
 app.add_typer(keys, name="keys")
 app.command()(usage)
@@ -69,7 +70,7 @@ def import_model(
     if if_missing and existing:
         console.print(f"{existing[-1].tag} is there already.")
         return
-    with fetch(source, store, DEMO, allow_pickle=allow_pickle) as fetched, _progress() as bar:
+    with fetch(source, store, DEMO, allow_pickle=allow_pickle) as fetched, progress(errors) as bar:
         total = sum(path.stat().st_size for path in fetched.folder.rglob("*") if path.is_file())
         whole = bar.add_task(f"{name} from {source}", total=total)
         version = store.add(
@@ -113,7 +114,7 @@ def verify_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> Non
     """Read all files of one version again and compare them with what was imported."""
     store = ModelStore()
     version = store.find(tag)
-    with _progress() as bar:
+    with progress(errors) as bar:
         task = bar.add_task(tag, total=version.size)
         store.verify(version, lambda done: bar.advance(task, done), trust_cache=False)
     console.print(f"{version.tag} is as it was imported.")
@@ -126,17 +127,6 @@ def delete_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> Non
     version = store.find(tag)
     store.delete(version)
     console.print(f"Deleted {version.tag}.")
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=errors,
-        disable=not errors.is_terminal,
-    )
 
 
 _TOLD = (

@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import bentoml
+import yaml
 from bentoml._internal.models.model import Model  # the public `get` matches prefixes
 from bentoml.exceptions import BentoMLException
-from filelock import FileLock
+from filelock import FileLock, Timeout
+from rich.filesize import decimal
 
 from serving.runtime.checks import (
     FileRecord,
@@ -36,6 +41,8 @@ from serving.runtime.files import replace_file
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?")
 _TAG = re.compile(r"(?P<name>[^:]+):(?P<number>[1-9]\d{0,8})")
+#: Seconds that the files of a transfer which was cut off wait for it to go on.
+_KEPT = 7 * 24 * 3600
 
 
 class StoreError(Exception):
@@ -63,6 +70,13 @@ class Version:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
+
+    @property
+    def content(self) -> str:
+        """SHA-256 in hex of the task and of every file's path and hash: equal for two versions that
+        answer alike, wherever and whenever they were imported."""
+        files = sorted((file.path, file.sha256) for file in self.files)
+        return hashlib.sha256(json.dumps([self.task, files]).encode()).hexdigest()
 
 
 class ModelStore:
@@ -111,12 +125,18 @@ class ModelStore:
 
     def find(self, tag: str) -> Version:
         """The version a person named, `chat:3`. Raises `StoreError`."""
-        parts = _TAG.fullmatch(tag)
-        if parts is None or not _NAME.fullmatch(parts["name"]):
-            raise StoreError(
-                f"{tag!r} is not a version; write NAME:NUMBER, as `serving models list` does."
-            )
-        return self.get(parts["name"], int(parts["number"]))
+        return self.get(*split_tag(tag))
+
+    def has(self, version: Version) -> bool:
+        """Whether that version is here. Raises `StoreError` when its tag is another content's."""
+        if not (self._models / version.name / str(version.number)).exists():
+            return False
+        if self.get(version.name, version.number).content == version.content:
+            return True
+        raise StoreError(
+            f"the model store has another {version.tag}, and a version never changes; "
+            f"import that model under a number that is free, or delete {version.tag} here first."
+        )
 
     def latest(self, name: str) -> Version:
         """The highest number. Raises `StoreError` when the model has no version."""
@@ -156,6 +176,40 @@ class ModelStore:
             shutil.rmtree(folder, ignore_errors=True)
             owner.close()
 
+    @contextlib.contextmanager
+    def incoming(self, key: str, waits: Callable[[], None] = lambda: None) -> Iterator[Path]:
+        """The folder in which the transfer `key` gathers its files, on the store's own file system.
+
+        One transfer of a key runs at a time, in all processes: `waits` is called when another one
+        is at work. What one that was cut off has gathered is kept for the next, for a week.
+        """
+        root = self._own / "incoming"
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_forgotten(root)
+        lock = FileLock(root / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waits()
+            lock.acquire()
+        try:
+            folder = root / key
+            folder.mkdir(exist_ok=True)
+            yield folder
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            lock.release()
+
+    def require_space(self, wanted: int) -> None:
+        """Raises `StoreError` when the store's file system has not so many bytes free."""
+        self._own.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._own).free
+        if free < wanted:
+            raise StoreError(
+                f"the disk of the model store ({self.home}) has {decimal(free)} free and "
+                f"{decimal(wanted)} are wanted; free some space, as with `serving models delete`."
+            )
+
     def add(
         self,
         name: str,
@@ -185,17 +239,22 @@ class ModelStore:
                 records.append(FileRecord(path.as_posix(), size, digest))
             with self._lock():
                 number = self._next_number(name)
-                metadata = {
-                    "source": described,
-                    "task": task,
-                    "files": [vars(record) for record in records],
-                }
-                self._describe(folder, f"{name}:{number}", metadata)
-                target = self._models / name / str(number)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                folder.rename(target)
-                replace_file(target.parent / "latest", str(number))
+                created = datetime.now(UTC)
+                version = Version(name, number, folder, created, described, records, task)
+                self._place(version)
         return self.get(name, number)
+
+    def adopt(self, version: Version) -> Version:
+        """Moves a version that was made in another store into this one as it is.
+
+        Its files lie at `version.path`, whole and on the store's own file system. Raises
+        `StoreError` when its tag is another content's.
+        """
+        with self._lock():
+            if not self.has(version):
+                self._give(version.name, max(version.number, self._given(version.name)))
+                self._place(version)
+        return self.get(version.name, version.number)
 
     def delete(self, version: Version) -> None:
         """Raises `StoreError` when a running service has the version in use."""
@@ -242,26 +301,49 @@ class ModelStore:
 
     def _next_number(self, name: str) -> int:
         """One more than any number ever given, so that a deleted version's number is not reused."""
-        counter = self._own / "numbers" / name
-        counter.parent.mkdir(parents=True, exist_ok=True)
-        given = int(counter.read_text()) if counter.is_file() else 0
-        number = max([given, *self.numbers(name)]) + 1
-        replace_file(counter, str(number))
+        number = max([self._given(name), *self.numbers(name)]) + 1
+        self._give(name, number)
         return number
 
+    def _given(self, name: str) -> int:
+        """The highest number that was ever given, as far as is known."""
+        counter = self._own / "numbers" / name
+        return int(counter.read_text()) if counter.is_file() else 0
+
+    def _give(self, name: str, number: int) -> None:
+        counter = self._own / "numbers" / name
+        counter.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(counter, str(number))
+
+    def _place(self, version: Version) -> None:
+        """Makes the folder at `version.path` the store's entry, in one step."""
+        self._describe(version)
+        target = self._models / version.name / str(version.number)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        version.path.rename(target)
+        replace_file(target.parent / "latest", str(self.numbers(version.name)[-1]))
+
     @staticmethod
-    def _describe(folder: Path, tag: str, metadata: dict[str, Any]) -> None:
-        """Writes the entry's model.yaml by BentoML's own hand."""
+    def _describe(version: Version) -> None:
+        """Writes the entry's model.yaml by BentoML's own hand, which knows no other time than
+        now."""
         with tempfile.TemporaryDirectory() as scratch:
             store = _ScratchStore(Path(scratch))
             with bentoml.models.create(
-                tag,
+                version.tag,
                 labels={"managed-by": "serving"},
-                metadata=metadata,
+                metadata={
+                    "source": version.source,
+                    "task": version.task,
+                    "files": [vars(record) for record in version.files],
+                },
                 _model_store=store,  # type: ignore[arg-type]
             ):
                 pass
-            shutil.copyfile(store.path / "model.yaml", folder / "model.yaml")
+            document = yaml.safe_load((store.path / "model.yaml").read_text("utf-8"))
+        document["creation_time"] = version.created.isoformat()
+        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+        (version.path / "model.yaml").write_text(text, "utf-8")
 
 
 class _ScratchStore:
@@ -284,6 +366,16 @@ def check_name(name: str) -> None:
         )
 
 
+def split_tag(tag: str) -> tuple[str, int]:
+    """`chat:3` as a name and a number. Raises `StoreError`."""
+    parts = _TAG.fullmatch(tag)
+    if parts is None or not _NAME.fullmatch(parts["name"]):
+        raise StoreError(
+            f"{tag!r} is not a version; write NAME:NUMBER, as `serving models list` does."
+        )
+    return parts["name"], int(parts["number"])
+
+
 def bentoml_home() -> Path:
     """BENTOML_HOME, or BentoML's default for it."""
     return Path(os.environ.get("BENTOML_HOME") or Path.home() / "bentoml")
@@ -299,3 +391,10 @@ def _remove_abandoned(root: Path) -> None:
             with (folder / ".owner").open("a") as owner:
                 fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_forgotten(root: Path) -> None:
+    for folder in _folders(root):
+        with contextlib.suppress(Timeout), FileLock(root / f"{folder.name}.lock", timeout=0):
+            if all(time.time() - path.stat().st_mtime > _KEPT for path in folder.rglob("*")):
+                shutil.rmtree(folder, ignore_errors=True)
