@@ -102,11 +102,12 @@ print(settings.model_dump_json())
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def read_settings(demo_environment: Path) -> Callable[..., dict[str, Any]]:
     """read_settings(project, file, routing): the settings as the service itself reads them, with
     their defaults; the project's own code must take both files."""
 
+    @cache
     def read(project: Path, file: Path, *routing: Path) -> dict[str, Any]:
         python = demo_environment / "bin/python"
         surroundings = {

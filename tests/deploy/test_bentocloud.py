@@ -127,7 +127,9 @@ def test_the_service_is_the_class_in_service_py(file: Path) -> None:
 def test_secrets_are_named_and_no_value_stands_in_the_file(file: Path) -> None:
     document = yaml.safe_load(file.read_text())
     assert document["secrets"] == [f"{document['name']}-secrets"]
-    assert [variable["name"] for variable in document["envs"]] == ["SERVING_CONFIG"]
+    envs = {variable["name"]: variable["value"] for variable in document["envs"]}
+    assert envs.keys() == {"SERVING_CONFIG", "SERVING_ENGINES"}
+    assert envs["SERVING_CONFIG"].endswith("/src/deploy/bentocloud/serving.yaml")
 
 
 def test_times_are_longer_than_those_of_serving_yaml(
