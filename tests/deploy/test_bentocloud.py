@@ -82,10 +82,12 @@ def test_the_file_fits_bentomls_schema(file: Path, faults: Callable[[Path], str]
     assert faults(file) == ""
 
 
+@pytest.mark.parametrize("shape", [0, 2])  # on a CPU, on GPUs
 def test_the_canary_block_fits_once_it_is_taken_in(
-    file: Path, faults: Callable[[Path], str], tmp_path: Path
+    deployed: Deployed, faults: Callable[[Path], str], tmp_path: Path, shape: int
 ) -> None:
-    text = with_canary(file.read_text())
+    folder = deployed("bentocloud", shape) / "deploy/bentocloud"
+    text = with_canary((folder / "deployment.yaml").read_text())
     changed = tmp_path / "deployment.yaml"
     changed.write_text(text)
     assert faults(changed) == ""

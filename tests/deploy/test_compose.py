@@ -42,9 +42,10 @@ def test_compose_yaml_fits_the_compose_specification(
 
 
 def test_a_field_that_compose_does_not_know_is_found(
-    folder: Path, validators: Validators, tmp_path: Path
+    deployed: Deployed, validators: Validators, tmp_path: Path
 ) -> None:
-    text = (folder / "compose.yaml").read_text().replace("start_period:", "start_periode:")
+    file = deployed("compose", 0) / "deploy/compose/compose.yaml"
+    text = file.read_text().replace("start_period:", "start_periode:")
     [fault] = validators.faults("compose", text, tmp_path / "compose.yaml")
     assert "start_periode" in fault
 

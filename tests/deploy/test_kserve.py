@@ -49,8 +49,9 @@ def test_everything_fits_the_models_of_kserve_and_the_schemas_of_kubernetes(
 
 
 def test_a_field_that_kserve_does_not_know_is_found(
-    rendered: list[Document], validators: Validators, tmp_path: Path
+    deployed: Deployed, validators: Validators, tmp_path: Path
 ) -> None:
+    rendered = documents(validators.kustomize(deployed("kserve", 0) / "deploy/kserve"))
     pod = predictor(rendered)
     pod["canaryTrafficPercents"] = pod.pop("canaryTrafficPercent")
     pod["minReplicas"] = "0"
