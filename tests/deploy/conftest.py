@@ -39,6 +39,15 @@ class Validators:
         assert done.stderr == ""  # kubectl warns there of what it will no longer read
         return done.stdout
 
+    def compose_config(self, file: Path, variables: dict[str, str]) -> tuple[str, str]:
+        """What Compose makes of a file with the values of an .env, and what it complains of."""
+        command = [str(self.environment / "bin/podman-compose"), "--file", str(file), "config"]
+        surroundings = {"PATH": os.environ["PATH"], **variables}
+        done = subprocess.run(
+            command, env=surroundings, capture_output=True, text=True, check=False
+        )
+        return (done.stdout, "") if done.returncode == 0 else ("", done.stderr)
+
     def faults(self, kind: str, text: str, scratch: Path) -> list[str]:
         """The faults of manifests or of a compose file, by validate.py."""
         scratch.write_text(text, "utf-8")

@@ -50,6 +50,15 @@ def broken_rules(document: Document) -> Iterator[str]:
                 yield f"there is no {probe}"
 
 
+def _made_by_root(mounts: list[str]) -> Iterator[str]:
+    """A mount below another one is made by the container's runtime, with the folders on the way to
+    it: these belong to root, and our user cannot write to them."""
+    for path in mounts:
+        parent = path.rpartition("/")[0]
+        if parent not in mounts and any(parent.startswith(f"{other}/") for other in mounts):
+            yield f"{parent} is made by root"
+
+
 def _container(container: Document, of_pod: Document) -> Iterator[str]:
     if not _IMAGE.fullmatch(container["image"]):
         yield f"image {container['image']} has no fixed tag"
@@ -57,6 +66,7 @@ def _container(container: Document, of_pod: Document) -> Iterator[str]:
     for name in ("cpu", "memory", "ephemeral-storage"):
         if name not in limits or name not in requests:
             yield f"{name} has no request or no limit"
+    yield from _made_by_root([mount["mountPath"] for mount in container["volumeMounts"]])
     security = {**of_pod, **container.get("securityContext", {})}
     wanted = {
         "runAsNonRoot": True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,37 @@ def test_secrets_come_from_an_env_file_whose_example_holds_no_value(
         assert _VARIABLE.search(command) is None  # an argument shows in every list of processes
     ignored = (folder / "../../.gitignore").read_text().splitlines()
     assert {".env", "*.key"} <= set(ignored)
+
+
+def test_compose_names_the_variable_that_env_lacks_and_fills_in_the_others(
+    deployed: Deployed, validators: Validators
+) -> None:
+    file = deployed("compose", 0) / "deploy/compose/compose.yaml"
+    values = dict.fromkeys(("POSTGRES_PASSWORD", "REDIS_PASSWORD", "GRAFANA_PASSWORD"), "abc")
+    filled, complaint = validators.compose_config(file, values)
+    assert complaint == ""
+    environment = yaml.safe_load(filled)["services"]["serving"]["environment"]
+    assert environment["DATABASE_URL"] == "postgresql://serving:abc@postgres:5432/serving"
+    assert environment["REDIS_URL"] == "redis://:abc@redis:6379/0"
+    for name in values:
+        _, complaint = validators.compose_config(file, {**values, name: ""})
+        assert f"{name} is missing a value: write it into .env" in complaint
+
+
+def test_redis_takes_its_password_from_a_file_that_only_it_reads(
+    deployed: Deployed, tmp_path: Path
+) -> None:
+    file = deployed("compose", 0) / "deploy/compose/compose.yaml"
+    shell, option, script = yaml.safe_load(file.read_text())["services"]["redis"]["command"]
+    here = script.replace("$$", "$").replace("/tmp/", f"{tmp_path}/")
+    command = [shell, option, here.replace("exec redis-server", "exec echo")]
+    done = subprocess.run(
+        command, env={"REDISCLI_AUTH": "abc"}, capture_output=True, text=True, check=True
+    )
+    conf = tmp_path / "redis.conf"
+    assert done.stdout.strip() == str(conf)
+    assert conf.read_text() == 'requirepass abc\nmaxmemory 192mb\nsave ""\n'
+    assert conf.stat().st_mode & 0o777 == 0o600
 
 
 def test_times_are_longer_than_those_of_serving_yaml(

@@ -110,11 +110,13 @@ def test_a_pod_that_breaks_the_rules_is_found(deployed: Deployed, validators: Va
     container["image"] = "registry.example.com/chat:latest"
     del pod["securityContext"], container["startupProbe"], container["resources"]["limits"]["cpu"]
     container["env"].append({"name": "DATABASE_URL", "value": "postgresql://u:p@h/n"})
+    container["volumeMounts"].append({"name": "node", "mountPath": "/var/lib/serving/a/b"})
     pod["volumes"].append({"name": "node", "hostPath": {"path": "/"}})
     assert list(broken_rules(document)) == [
         "volume node is a folder of the node",
         "container serving: image registry.example.com/chat:latest has no fixed tag",
         "container serving: cpu has no request or no limit",
+        "container serving: /var/lib/serving/a is made by root",
         "container serving: runAsNonRoot is not True",
         "container serving: runAsUser is not 1034",
         "container serving: seccompProfile is not {'type': 'RuntimeDefault'}",
