@@ -40,8 +40,24 @@ demo: bake ## bake the demo, serve it on PORT and stream one answer; ONCE=1 stop
 	BENTOML_HOME=$(DEMO_STORE) $(MAKE) --no-print-directory -C $(DEMO) model
 	BENTOML_HOME=$(DEMO_STORE) $(VENV)/bin/python scripts/demo.py $(DEMO) --port $(PORT) $(if $(ONCE),--once)
 
+# What the deployment files are checked with: kubectl, Kubernetes' schemas, KServe's models. Without KServe's dependencies,
+# which would bring its whole server: its models need none of them.
+VALIDATORS := build/validators
+VALIDATORS_READY := $(VALIDATORS)/.installed-$(shell cksum < tests/deploy/requirements.txt | cut -d ' ' -f 1)
+
+.PHONY: validators
+validators: $(VALIDATORS_READY)
+
+$(VALIDATORS_READY):
+	@echo "Installing what checks the deployment files into $(VALIDATORS)"
+	@$(PYTHON) -m venv $(VALIDATORS)
+	@$(VALIDATORS)/bin/python -m pip --disable-pip-version-check install --quiet --requirement tests/deploy/requirements.txt \
+		&& $(VALIDATORS)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps 'kserve>=0.21,<0.22' \
+		|| { echo "The validators could not be installed: see above; then delete $(VALIDATORS) and run make again." >&2; exit 1; }
+	@rm -f $(VALIDATORS)/.installed-* && touch $@
+
 .PHONY: test
-test: bake ## test the template, the baked demo and the embedded engine behind it
+test: bake validators ## test the template, the baked demo and the embedded engine behind it
 	$(VENV)/bin/pytest tests --ignore=tests/engines
 	$(MAKE) --no-print-directory -C $(DEMO) lint test
 

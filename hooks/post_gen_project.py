@@ -16,7 +16,30 @@ from pathlib import Path
 SLUG = "{{ cookiecutter.project_slug }}"
 
 # Folders whose every file is optional, innermost first.
-OPTIONAL_FOLDERS = ("demo_model", ".github/workflows", ".github")
+OPTIONAL_FOLDERS = (
+    "demo_model",
+    ".github/workflows",
+    ".github",
+    "deploy/compose/grafana",
+    "deploy/compose",
+    "deploy/kubernetes/base",
+    "deploy/kubernetes/image",
+    "deploy/kubernetes/import",
+    "deploy/kubernetes/store",
+    "deploy/kubernetes/overlays/cpu",
+    "deploy/kubernetes/overlays/gpu",
+    "deploy/kubernetes/overlays/gpu-mig",
+    "deploy/kubernetes/overlays/gpu-shared",
+    "deploy/kubernetes/overlays/replicas",
+    "deploy/kubernetes/overlays",
+    "deploy/kubernetes/components/keda",
+    "deploy/kubernetes/components/pull-models",
+    "deploy/kubernetes/components",
+    "deploy/kubernetes",
+    "deploy/kserve",
+    "deploy/bentocloud",
+    "deploy",
+)
 
 NEXT = f"""
 Next:

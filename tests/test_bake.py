@@ -30,6 +30,7 @@ CHOICES: dict[str, list[Any]] = {
     "model_source": ANSWERS["model_source"],
     "ci": ANSWERS["ci"],
     "license": ANSWERS["license"],
+    "deployment": [deployment for deployment in ANSWERS["deployment"] if deployment != "ray"],
     "served_model_name": ["chat", "1.5", "null"],
     "texts": [PLAIN, AWKWARD],
 }
@@ -61,6 +62,58 @@ DEMO = {
     "demo_model/tokenizer_config.json",
     "demo_model/train.py",
 }
+DEPLOYMENT = {
+    "bentocloud": {"README.md", "deployment.yaml", "serving.yaml"},
+    "compose": {
+        ".env.example",
+        "README.md",
+        "compose.yaml",
+        "grafana/dashboards.yaml",
+        "grafana/datasources.yaml",
+        "prometheus.yml",
+        "serving.yaml",
+    },
+    "kserve": {
+        "README.md",
+        "import-job.yaml",
+        "inferenceservice.yaml",
+        "kustomization.yaml",
+        "models.yaml",
+        "names.yaml",
+        "networkpolicy.yaml",
+        "routing.json",
+        "secret.example.yaml",
+        "serving.yaml",
+        "serviceaccount.yaml",
+    },
+    "kubernetes": {
+        "README.md",
+        "base/deployment.yaml",
+        "base/kustomization.yaml",
+        "base/networkpolicy.yaml",
+        "base/poddisruptionbudget.yaml",
+        "base/routing.json",
+        "base/secret.example.yaml",
+        "base/service.yaml",
+        "base/serving.yaml",
+        "components/keda/kustomization.yaml",
+        "components/keda/scaledobject.yaml",
+        "components/pull-models/kustomization.yaml",
+        "image/kustomization.yaml",
+        "import/job.yaml",
+        "import/kustomization.yaml",
+        "overlays/cpu/kustomization.yaml",
+        "overlays/gpu-mig/kustomization.yaml",
+        "overlays/gpu-shared/kustomization.yaml",
+        "overlays/gpu/kustomization.yaml",
+        "overlays/replicas/autoscaler.yaml",
+        "overlays/replicas/kustomization.yaml",
+        "store/kustomization.yaml",
+        "store/models.yaml",
+        "store/networkpolicy.yaml",
+        "store/serviceaccount.yaml",
+    },
+}
 COPIED = ("serving", "tests", "loadtests", "observability")
 COPIED_FOLDERS = tuple(f"{folder}/" for folder in COPIED)
 
@@ -91,7 +144,7 @@ COMBINATIONS = list(combinations())
     scope="module",
     params=COMBINATIONS,
     ids=lambda answers: "-".join(
-        [answers["engine"], answers["model_source"], answers["ci"], answers["license"]]
+        [answers[name] for name in ("engine", "model_source", "ci", "license", "deployment")]
     ),
 )
 def baked(
@@ -116,6 +169,8 @@ def test_a_bake_holds_exactly_the_files_its_answers_ask_for(
         expected |= CI
     if answers["model_source"] == "demo":
         expected |= DEMO
+    target = answers["deployment"]
+    expected |= {f"deploy/{target}/{name}" for name in DEPLOYMENT.get(target, set())}
     for folder in COPIED:
         expected |= {f"{folder}/{name}" for name in files(template.project / folder)}
     assert files(project) == expected
