@@ -27,7 +27,7 @@ import psutil
 
 from serving.cli_routing import NotDone, ask
 from serving.runtime.store import ModelStore, bentoml_home
-from serving.settings import SettingsError, load_settings
+from serving.settings import SettingsError, config_file, load_settings
 
 PROJECT = Path(__file__).parent.parent
 #: Where a service is looked for that somebody may have left running.
@@ -254,7 +254,7 @@ def context_length(model: str) -> int | None:
 
 
 def _config() -> Path:
-    return Path(os.environ.get("SERVING_CONFIG", PROJECT / "serving.yaml"))
+    return config_file(PROJECT)
 
 
 def _check_nobody_serves() -> None:

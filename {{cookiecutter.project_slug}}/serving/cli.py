@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from serving import cli_routing
+from serving import cli_package, cli_routing
 from serving.accounts.database import DatabaseError
 from serving.accounts.keys import KeyRefused
 from serving.cli_engine import engine
@@ -22,6 +22,7 @@ from serving.cli_keys import keys
 from serving.cli_rollout import rollout
 from serving.cli_usage import usage
 from serving.environments import NotInstalled
+from serving.packaging.contents import NotPacked
 from serving.runtime.checks import ModelRefused
 from serving.runtime.source import fetch
 from serving.runtime.store import ModelStore, StoreError, check_name
@@ -37,6 +38,7 @@ app.add_typer(keys, name="keys")
 app.command()(usage)
 cli_routing.add_to(app)
 app.add_typer(rollout, name="rollout")
+cli_package.add_to(app)
 console = Console()
 errors = Console(stderr=True)
 
@@ -141,7 +143,7 @@ def _progress() -> Progress:
 
 _TOLD = (
     *(StoreError, ModelRefused, SettingsError, NotInstalled, cli_routing.NotDone),
-    *(DatabaseError, KeyRefused),
+    *(DatabaseError, KeyRefused, NotPacked),
 )
 
 
