@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 
+from serving.settings import config_file, load_settings
+
 PROJECT = Path(__file__).parent.parent
 
 if TYPE_CHECKING:
@@ -18,7 +20,9 @@ console = Console(highlight=False)
 
 Models = Annotated[
     list[str] | None,
-    typer.Option("--model", help="NAME:NUMBER to put in; again for more. [default: what is served]"),
+    typer.Option(
+        "--model", help="NAME:NUMBER to put in; again for more. [default: what is served]"
+    ),
 ]
 NoModels = Annotated[
     bool, typer.Option("--no-models", help="Put none in: the store is mounted where it runs.")
@@ -28,6 +32,7 @@ NoModels = Annotated[
 def add_to(app: typer.Typer) -> None:
     app.command()(bento)
     app.command()(image)
+    app.command()(sbom)
 
 
 def bento(model: Models = None, no_models: NoModels = False) -> None:
@@ -37,7 +42,9 @@ def bento(model: Models = None, no_models: NoModels = False) -> None:
 
 
 def image(
-    tag: Annotated[str, typer.Option(help="The image's name, as in registry.example.com/chat:1.0.")],
+    tag: Annotated[
+        str, typer.Option(help="The image's name, as in registry.example.com/chat:1.0.")
+    ],
     backend: Annotated[
         Literal["docker", "buildah", "podman"] | None,
         typer.Option(help="What builds it. [default: whichever works here]"),
@@ -52,6 +59,17 @@ def image(
     find(backend)  # says at once when there is none
     size = build(PROJECT, _bento(model, no_models), tag, backend)
     console.print(f"Built [bold]{tag}[/bold] ({decimal(size)}).", soft_wrap=True)
+
+
+def sbom(
+    folder: Annotated[Path, typer.Option(help="Where the documents go.")] = Path("sbom"),
+) -> None:
+    """List what is installed, the gateway's packages and each engine's, as CycloneDX."""
+    from serving.packaging.sbom import write
+
+    settings = load_settings(config_file(PROJECT), surroundings=False)
+    for file in write(PROJECT, settings, folder):
+        console.print(str(file), soft_wrap=True)
 
 
 def _bento(model: list[str] | None, no_models: bool) -> Built:

@@ -59,6 +59,8 @@ def build(project: Path, models: Sequence[str] | None) -> Built:
 
     Raises `NotPacked`, `SettingsError` and `StoreError`.
     """
+    if not os.environ.get(_EPOCH, "0").isdecimal():
+        raise NotPacked(f"{_EPOCH} must be seconds since 1970, as `git log -1 --format=%ct` gives.")
     store = ModelStore()
     with tempfile.TemporaryDirectory(prefix="bento-") as scratch:
         folder = Path(scratch)
@@ -99,5 +101,5 @@ def _build(folder: Path, name: str, number: str, models: list[Version]) -> None:
 def _date(described: Path) -> None:
     if epoch := os.environ.get(_EPOCH):
         created = datetime.fromtimestamp(int(epoch), UTC).isoformat()
-        text = _CREATED.sub(f"creation_time: {created}", described.read_text("utf-8"))
+        text = _CREATED.sub(f"creation_time: '{created}'", described.read_text("utf-8"))
         described.write_text(text, "utf-8")

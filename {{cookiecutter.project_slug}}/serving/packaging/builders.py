@@ -94,11 +94,6 @@ def run(command: list[str], environment: Mapping[str, str] | None = None) -> Non
         raise NotPacked(_advice("".join(lines), command[0]))
 
 
-def failed(text: str) -> bool:
-    """Whether a program that ended well says that it did not do its work."""
-    return bool(_NO_SPACE.search(text) or _UNREACHABLE.search(text) or _REFUSED.search(text))
-
-
 def _advice(text: str, program: str) -> str:
     if _NO_SPACE.search(text):
         return (

@@ -13,7 +13,7 @@ from pathspec import PathSpec
 
 BENTOFILE = "bentofile.yaml"
 #: Never in a Bento, whatever the patterns say.
-_NEVER = ("__pycache__/", "*.py[cod]", ".*", "/state/")
+_NEVER = ("__pycache__/", "*.py[cod]", ".*", "/state/", "/sbom/")
 
 
 class NotPacked(Exception):

@@ -1,4 +1,4 @@
-"""The image: what `bentoml containerize` makes of the Bento, and the Containerfile's layer on it."""
+"""The image: what `bentoml containerize` makes of the Bento, and a layer from Containerfile."""
 
 from __future__ import annotations
 

@@ -51,6 +51,9 @@ def load(config: Path) -> tuple[Settings, ModelStore, RoutingFile]:
     them cannot be used."""
     if _described.get():
         settings = load_settings(config, surroundings=False)
+        # Their URLs are known only where the service runs.
+        settings.database = settings.database.model_copy(update={"url_env": None})
+        settings.limits = settings.limits.model_copy(update={"redis_env": None})
         return settings, ModelStore(), RoutingFile(routing_file(settings.service.state))
     sys.excepthook = _explain
     raise_open_file_limit()

@@ -294,8 +294,9 @@ class Settings(Section):
 def load_settings(path: Path, *, surroundings: bool = True) -> Settings:
     """Read and check serving.yaml. Relative paths in it are taken from its own folder.
 
-    The environment may name other places than the file does: see `places`. Without `surroundings`, the files and variables that the file names need not
-    be there yet: enough to install its engines. Raises `SettingsError`.
+    The environment may name other places than the file does: see `places`. Without `surroundings`,
+    the files and variables that the file names need not be there yet: enough to install its
+    engines. Raises `SettingsError`.
     """
     try:
         text = path.read_text(encoding="utf-8")

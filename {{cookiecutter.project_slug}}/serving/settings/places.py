@@ -1,5 +1,5 @@
-"""Places that the environment names instead of serving.yaml: an image's folders, a cluster's mounts,
-a load test's own."""
+"""Places that the environment names instead of serving.yaml: an image's folders, a cluster's
+mounts, a load test's own."""
 
 from __future__ import annotations
 
