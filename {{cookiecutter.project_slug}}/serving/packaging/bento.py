@@ -25,7 +25,7 @@ from serving.packaging.recipe import BASE_IMAGE
 from serving.runtime.plan import policy_numbers
 from serving.runtime.startup import only_described
 from serving.runtime.store import ModelStore, Version
-from serving.settings import OpenAICompatibleEngine, Settings, load_settings
+from serving.settings import OpenAICompatibleEngine, Settings, load_settings, places
 
 _EPOCH = "SOURCE_DATE_EPOCH"
 _CREATED = re.compile(r"^creation_time: .*$", re.MULTILINE)
@@ -61,6 +61,8 @@ def build(project: Path, models: Sequence[str] | None) -> Built:
     """
     if not os.environ.get(_EPOCH, "0").isdecimal():
         raise NotPacked(f"{_EPOCH} must be seconds since 1970, as `git log -1 --format=%ct` gives.")
+    for variable in places.ALL:  # this machine's: the Bento has the project's own
+        os.environ.pop(variable, None)
     store = ModelStore()
     with tempfile.TemporaryDirectory(prefix="bento-") as scratch:
         folder = Path(scratch)

@@ -15,6 +15,8 @@ ROUTING = "SERVING_ROUTING"
 #: What `.engine` stands for at the beginning of an engine's `home`.
 ENGINES = "SERVING_ENGINES"
 
+ALL = (CONFIG, STATE, ROUTING, ENGINES)
+
 _HOME = ".engine"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def settings(folder: Path, engine: dict[str, Any], model: dict[str, Any] | None 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("SERVING_BASE_IMAGE", raising=False)
-    (tmp_path / "engines").symlink_to(PROJECT / "engines")
+    shutil.copytree(PROJECT / "engines", tmp_path / "engines")
     (tmp_path / "pyproject.toml").symlink_to(PROJECT / "pyproject.toml")
     return tmp_path
 
@@ -43,6 +44,15 @@ def test_transformers_gets_a_slim_image_and_its_pins_in_an_environment_of_its_ow
     assert "#" not in command
     assert "bentoml>=" in recipe.python_requirements
     assert "torch" not in recipe.python_requirements
+
+
+def test_an_index_in_the_pins_goes_along(project: Path) -> None:
+    with (project / "engines/transformers.txt").open("a") as pins:
+        pins.write("--extra-index-url https://example.com/cpu  # PyTorch's\n")
+    [command] = image(settings(project, {"name": "transformers"}), project).commands
+    assert (
+        "'transformers[serving]==5.23.0' '--extra-index-url https://example.com/cpu' >" in command
+    )
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang"])
