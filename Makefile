@@ -58,7 +58,7 @@ $(VALIDATORS_READY):
 
 .PHONY: test
 test: bake validators ## test the template, the baked demo and the embedded engine behind it
-	$(VENV)/bin/pytest tests --ignore=tests/engines
+	$(VENV)/bin/pytest tests --ignore=tests/engines --ignore=tests/container
 	$(MAKE) --no-print-directory -C $(DEMO) lint test
 
 .PHONY: engines
@@ -70,6 +70,17 @@ engines: $(READY)
 .PHONY: test-engines
 test-engines: bake engines ## the same suites on the real vLLM, SGLang and transformers, on a CPU
 	$(VENV)/bin/pytest tests/engines
+
+# Nothing of it needs a Docker engine or a registry. Without root, the programs must be there already.
+.PHONY: builders
+builders:
+	@{ command -v buildah && command -v podman && command -v runc && command -v debootstrap; } >/dev/null \
+		|| test "$$(id -u)" != 0 \
+		|| { apt-get update && apt-get install --yes --no-install-recommends buildah podman runc debootstrap; }
+
+.PHONY: test-container
+test-container: bake builders ## the demo's image, built and run for real without a Docker engine, as root
+	$(VENV)/bin/pytest tests/container
 
 .PHONY: bench
 bench: bake ## what the gateway costs beside the bare engine, measured in one run

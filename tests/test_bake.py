@@ -38,9 +38,11 @@ CHOICES: dict[str, list[Any]] = {
 ALWAYS = {
     ".gitattributes",
     ".gitignore",
+    "Containerfile",
     "LICENSE",
     "Makefile",
     "README.md",
+    "bentofile.yaml",
     "engines/sglang.txt",
     "engines/transformers.txt",
     "engines/vllm.txt",
@@ -115,6 +117,7 @@ DEPLOYMENT = {
     },
 }
 COPIED = ("serving", "tests", "loadtests", "observability")
+PLAIN_FILES = ("service.py", "warmup_hooks.py", "openapi.json", "bentofile.yaml", "Containerfile")
 COPIED_FOLDERS = tuple(f"{folder}/" for folder in COPIED)
 
 #: Makes environments that hold but itself, and says what it would install.
@@ -187,7 +190,7 @@ def test_what_holds_no_jinja_is_copied_byte_for_byte(
 ) -> None:
     _, project = baked
     names = [f"{folder}/{name}" for folder in COPIED for name in files(project / folder)]
-    for name in ["service.py", "warmup_hooks.py", "openapi.json", *names]:
+    for name in [*PLAIN_FILES, *names]:
         assert (project / name).read_bytes() == (template.project / name).read_bytes(), name
 
 
@@ -262,7 +265,10 @@ def test_make_names_every_target_of_a_bake(baked: tuple[dict[str, str], Path]) -
     command = ["make", "--no-print-directory"]
     told = subprocess.run(command, cwd=project, check=True, capture_output=True, text=True)
     targets = [line.split()[1] for line in told.stdout.splitlines()]
-    assert targets == ["help", "install", "gateway", "engine", "model", "serve", "lint", "test"]
+    assert targets == [
+        *("help", "install", "gateway", "engine", "model", "serve"),
+        *("bento", "image", "sbom", "loadtest", "lint", "test"),
+    ]
     assert told.stderr == ""
 
 

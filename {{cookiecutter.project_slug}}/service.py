@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from pathlib import Path
 
 import bentoml
@@ -22,16 +21,20 @@ from serving.gateway.request_log import RequestLog
 from serving.gateway.scrape import Scrape
 from serving.gateway.tracing import Tracing
 from serving.gateway.upkeep import Upkeep
+from serving.packaging.recipe import image
+from serving.runtime.from_bento import settle
 from serving.runtime.operations import Operations
 from serving.runtime.reconciler import Reconciler
 from serving.runtime.reload import Reloader
 from serving.runtime.rollouts import Rollouts
 from serving.runtime.shutdown import Shutdown
 from serving.runtime.startup import load
+from serving.settings import config_file
 
 HERE = Path(__file__).parent
 
-config = Path(os.environ.get("SERVING_CONFIG", HERE / "serving.yaml"))
+settle(HERE)
+config = config_file(HERE)
 settings, store, routing = load(config)
 
 reconciler = Reconciler(settings, store, routing, HERE / "warmup_hooks.py")
@@ -69,6 +72,7 @@ install(settings, observed.refused, None if settings.cors.origins else app.find)
 
 @bentoml.service(
     name=settings.service.name,
+    image=image(settings, HERE),
     workers=1,  # each worker would run engines of its own
     http={"host": "127.0.0.1", "cors": cors(settings)},
     # BentoML answers outside the contract when its limit is over, so ours must be over first.

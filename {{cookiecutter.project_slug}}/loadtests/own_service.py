@@ -24,7 +24,7 @@ import psutil
 
 from loadtests.service import CannotRun, Service
 from serving.runtime.store import ModelStore, bentoml_home
-from serving.settings import SettingsError, load_settings
+from serving.settings import SettingsError, config_file, load_settings
 
 PROJECT = Path(__file__).parent.parent
 #: Where a service is looked for that somebody may have left running.
@@ -146,7 +146,7 @@ def under_test(url: str | None, log: Path) -> Iterator[Service]:
 def project_model() -> str:
     """The first model that this project's serving.yaml names."""
     try:
-        return next(iter(load_settings(_config(), surroundings=False).models))
+        return next(iter(load_settings(config_file(PROJECT), surroundings=False).models))
     except SettingsError as error:
         raise CannotRun(str(error)) from None
 
@@ -154,14 +154,10 @@ def project_model() -> str:
 def context_length(model: str) -> int | None:
     """The window in tokens of the project's model; None of a model that it has not."""
     try:
-        settings = load_settings(_config(), surroundings=False)
+        settings = load_settings(config_file(PROJECT), surroundings=False)
     except SettingsError:
         return None
     return settings.engine.max_model_len if model in settings.models else None
-
-
-def _config() -> Path:
-    return Path(os.environ.get("SERVING_CONFIG", PROJECT / "serving.yaml"))
 
 
 def _check_nobody_serves() -> None:

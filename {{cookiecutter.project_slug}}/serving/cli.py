@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from serving import cli_routing, cli_transfer
+from serving import cli_package, cli_routing, cli_transfer
 from serving.accounts.database import DatabaseError
 from serving.accounts.keys import KeyRefused
 from serving.cli_engine import engine
@@ -22,6 +22,7 @@ from serving.cli_rollout import rollout
 from serving.cli_transfer import progress
 from serving.cli_usage import usage
 from serving.environments import NotInstalled
+from serving.packaging.contents import NotPacked
 from serving.runtime.checks import ModelRefused
 from serving.runtime.source import fetch
 from serving.runtime.store import ModelStore, StoreError, check_name
@@ -38,6 +39,7 @@ app.add_typer(keys, name="keys")
 app.command()(usage)
 cli_routing.add_to(app)
 app.add_typer(rollout, name="rollout")
+cli_package.add_to(app)
 console = Console()
 errors = Console(stderr=True)
 
@@ -131,7 +133,7 @@ def delete_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> Non
 
 _TOLD = (
     *(StoreError, ModelRefused, SettingsError, NotInstalled, cli_routing.NotDone),
-    *(DatabaseError, KeyRefused),
+    *(DatabaseError, KeyRefused, NotPacked),
 )
 
 

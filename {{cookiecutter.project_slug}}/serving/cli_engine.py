@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -29,7 +28,7 @@ from serving.recommend.sizing import (
     estimate_shape,
     shape_of,
 )
-from serving.settings import load_settings
+from serving.settings import config_file, load_settings
 
 PROJECT = Path(__file__).parent.parent
 
@@ -46,8 +45,7 @@ def install_engines(
     ] = sys.executable,
 ) -> None:
     """Make the environment of each engine in serving.yaml, unless it is up to date."""
-    config = Path(os.environ.get("SERVING_CONFIG", PROJECT / "serving.yaml"))
-    settings = load_settings(config, surroundings=False)
+    settings = load_settings(config_file(PROJECT), surroundings=False)
     for environment in environments(settings, PROJECT / "engines"):
         environment.install(python)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.table import Table
 from serving.accounts.database import Database
 from serving.accounts.keys import SCOPES, Keys
 from serving.cli_routing import seconds
-from serving.settings import Quota, load_settings
+from serving.settings import Quota, config_file, load_settings
 
 PROJECT = Path(__file__).parent.parent
 
@@ -119,8 +118,7 @@ def _run(work: Callable[[Keys], Awaitable[_T]]) -> _T:
 def with_database(work: Callable[[Database], Awaitable[_T]]) -> _T:
     """What comes of `work` on the database that serving.yaml names. Raises `DatabaseError`, and
     what it raises."""
-    config = Path(os.environ.get("SERVING_CONFIG", PROJECT / "serving.yaml"))
-    settings = load_settings(config, surroundings=False)
+    settings = load_settings(config_file(PROJECT), surroundings=False)
 
     async def run() -> _T:
         database = Database(settings)

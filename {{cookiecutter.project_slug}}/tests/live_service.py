@@ -160,7 +160,9 @@ class Service:
     def _with_hooks(self, hooks: str) -> Path:
         project = self.folder / "project"
         shutil.copytree(PROJECT / "serving", project / "serving")
-        shutil.copy(PROJECT / "service.py", project)
+        shutil.copytree(PROJECT / "engines", project / "engines")
+        for name in ("service.py", "pyproject.toml"):
+            shutil.copy(PROJECT / name, project)
         (project / "warmup_hooks.py").write_text(hooks, "utf-8")
         return project
 

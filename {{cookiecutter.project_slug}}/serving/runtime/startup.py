@@ -7,6 +7,8 @@ import contextlib
 import errno
 import resource
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 
@@ -14,13 +16,27 @@ from serving.accounts.database import Database, DatabaseError
 from serving.runtime.plan import check_plan
 from serving.runtime.routing_file import RoutingFile, RoutingFileError
 from serving.runtime.store import ModelStore
-from serving.settings import Settings, SettingsError, load_settings
+from serving.settings import Settings, SettingsError, load_settings, routing_file
 
 _BIND_ERRORS = {
     errno.EADDRINUSE: "the port is taken by another program; choose one with --port",
     errno.EACCES: "this user may not open the port; choose one above 1023 with --port",
     errno.EADDRNOTAVAIL: "this machine has no such address; choose one with --host",
 }
+
+
+_described = ContextVar("_described", default=False)
+
+
+@contextlib.contextmanager
+def only_described() -> Iterator[None]:
+    """Within it, `load` neither wants nor makes what a start needs, engines, versions, secrets and
+    database: BentoML imports a service also to build a Bento of it."""
+    token = _described.set(True)
+    try:
+        yield
+    finally:
+        _described.reset(token)
 
 
 def raise_open_file_limit() -> None:
@@ -33,12 +49,18 @@ def raise_open_file_limit() -> None:
 def load(config: Path) -> tuple[Settings, ModelStore, RoutingFile]:
     """The checked settings, the store, and what was asked for before; ends the program when one of
     them cannot be used."""
+    if _described.get():
+        settings = load_settings(config, surroundings=False)
+        # Their URLs are known only where the service runs.
+        settings.database = settings.database.model_copy(update={"url_env": None})
+        settings.limits = settings.limits.model_copy(update={"redis_env": None})
+        return settings, ModelStore(), RoutingFile(routing_file(settings.service.state))
     sys.excepthook = _explain
     raise_open_file_limit()
     try:
         settings = load_settings(config)
         store = ModelStore()
-        routing = RoutingFile(settings.service.state / "routing.json")
+        routing = RoutingFile(routing_file(settings.service.state))
         routing.load()
         check_plan(settings, store)
         asyncio.run(_prepare(settings))

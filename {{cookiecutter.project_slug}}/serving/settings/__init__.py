@@ -19,6 +19,7 @@ from serving.settings.engines import (
     TransformersEngine,
     VllmEngine,
 )
+from serving.settings.places import config_file, routing_file
 
 __all__ = [
     "EngineBase",
@@ -35,5 +36,7 @@ __all__ = [
     "TransformersEngine",
     "VllmEngine",
     "Warmup",
+    "config_file",
     "load_settings",
+    "routing_file",
 ]

@@ -14,11 +14,10 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from serving.settings.engines import EngineSettings, GpuEngine, ProcessEngine
 from serving.settings.faults import sentence
+from serving.settings.places import STATE
 from serving.settings.sections import Count, Name, Placed, RedisVariable, Section, Variable
 
 Seconds = Annotated[float, Field(gt=0)]
-#: The variable that names the state folder, whatever serving.yaml says.
-STATE = "SERVING_STATE"
 
 
 class SettingsError(Exception):
@@ -295,9 +294,9 @@ class Settings(Section):
 def load_settings(path: Path, *, surroundings: bool = True) -> Settings:
     """Read and check serving.yaml. Relative paths in it are taken from its own folder.
 
-    The variable SERVING_STATE names another state folder than the file does: a container's volume,
-    a load test's own. Without `surroundings`, the files and variables that the file names need not
-    be there yet: enough to install its engines. Raises `SettingsError`.
+    The environment may name other places than the file does: see `places`. Without `surroundings`,
+    the files and variables that the file names need not be there yet: enough to install its
+    engines. Raises `SettingsError`.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -32,8 +32,8 @@ from serving.settings.engine_choices import (
 )
 from serving.settings.sections import (
     Count,
+    Home,
     Name,
-    Placed,
     PresentFile,
     PresentFolder,
     Section,
@@ -69,7 +69,7 @@ class ProcessEngine(EngineBase):
 
     FLAGS: ClassVar[Flags]
 
-    home: Placed = Path(".engine")
+    home: Home = Path(".engine")
     gpus: Annotated[int, Field(ge=0)] = 0
     dtype: DType | None = None
     seed: Annotated[int, Field(ge=0)] | None = None

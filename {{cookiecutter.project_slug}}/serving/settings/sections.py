@@ -10,6 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
+from serving.settings.places import engine_home
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_.-]*[a-z0-9])?$", max_length=63)]
 Count = Annotated[int, Field(ge=1)]
 #: What the URL of a Redis may say besides, as redis-py names it.
@@ -23,6 +25,10 @@ class Section(BaseModel):
 def checks_surroundings(info: ValidationInfo) -> bool:
     """Whether the files and variables that the settings name must be there already."""
     return bool((info.context or {}).get("surroundings"))
+
+
+def _home(path: Path, info: ValidationInfo) -> Path:
+    return _placed(engine_home(path) if info.context else path, info)
 
 
 def _placed(path: Path, info: ValidationInfo) -> Path:
@@ -80,6 +86,8 @@ def _is_redis(url: str) -> bool:
 _Path = Annotated[Path, AfterValidator(_placed)]
 #: A path relative to serving.yaml's own folder, and what must be there when the service starts.
 Placed = Annotated[_Path, Field(validate_default=True)]
+#: The same for an engine's environment, which SERVING_ENGINES may place elsewhere.
+Home = Annotated[Path, AfterValidator(_home), Field(validate_default=True)]
 PresentFile = Annotated[_Path, AfterValidator(_file)]
 PresentFolder = Annotated[_Path, AfterValidator(_folder)]
 #: The name of an environment variable that must be set when the service starts.
