@@ -82,9 +82,7 @@ def own_service(service: Service) -> dict[str, str]:
 
 
 @contextmanager
-def bare_engine(
-    folder: Path, model: Path, dialect: str = "vllm", **default: Any
-) -> Iterator[str]:
+def bare_engine(folder: Path, model: Path, dialect: str = "vllm", **default: Any) -> Iterator[str]:
     """The URL of a scripted engine that wants KEY where its dialect has keys; `default` is how it
     answers, a `Script`."""
     scripted_engine.behave(folder / "engine", default=default)
