@@ -15,6 +15,7 @@ SLUG = re.compile(r"[a-z][a-z0-9-]{0,48}[a-z0-9]")
 MODEL_NAME = re.compile(r"(?=.{1,63}$)[a-z0-9]([a-z0-9_.-]*[a-z0-9])?")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[A-Za-z0-9][\w./-]*)?", re.ASCII)
 PATH = re.compile(r"[\w./~][\w./~+@-]*")
+YAML_WORDS = {"null", "true", "false", "yes", "no", "on", "off"}
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 DEMO_POSITIONS = 1024
@@ -32,6 +33,11 @@ def name_refusals(answers: Mapping[str, str]) -> Iterator[str]:
         yield (
             f"project_slug {answers['project_slug']!r} is no usable folder name: answer 2 to 50 "
             "lower-case letters, digits and dashes, starting with a letter, such as llm-service."
+        )
+    if answers["project_slug"] in YAML_WORDS:
+        yield (
+            f"project_slug {answers['project_slug']!r} is a word of YAML's own, not a name, in the "
+            "deployment files: answer another, such as llm-service."
         )
     for question in ("project_name", "description", "author"):
         if CONTROL.search(answers[question]):

@@ -48,6 +48,7 @@ REFUSED: list[tuple[dict[str, str], str]] = [
         ({"model_source": "huggingface", "model_id": model}, HUB)
         for model in ("", "gpt2", "org/", "/name", "a/b/c", "org/na me", "org/name@", "org/$(x)")
     ),
+    ({"project_slug": "null"}, "project_slug 'null' is a word of YAML's own"),
     ({"model_source": "local", "model_id": ""}, "model_id is empty: answer the path"),
     *(
         ({"model_source": "local", "model_id": model}, PATH)

@@ -61,8 +61,10 @@ def image(settings: Settings, project: Path) -> Image:
         recipe.run(base.setup)
     for home, name in {_inside(s.home, project): s.name for s in sections}.items():
         recipe.run(_environment(home, project / "engines" / f"{name}.txt"))
-    described = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))
-    return recipe.python_packages(*described["project"]["dependencies"])
+    described = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = described["optional-dependencies"]
+    # With the buckets' clients: a container that starts pulls its models from there.
+    return recipe.python_packages(*described["dependencies"], *extras["s3"], *extras["gcs"])
 
 
 def _inside(home: Path, project: Path) -> str:
