@@ -117,7 +117,7 @@ DEPLOYMENT = {
     },
 }
 COPIED = ("serving", "tests", "loadtests", "observability")
-PLAIN_FILES = ("service.py", "warmup_hooks.py", "openapi.json", "bentofile.yaml", "Containerfile")
+PLAIN_FILES = ("service.py", "warmup_hooks.py", "openapi.json", "Containerfile")
 COPIED_FOLDERS = tuple(f"{folder}/" for folder in COPIED)
 
 #: Makes environments that hold but itself, and says what it would install.

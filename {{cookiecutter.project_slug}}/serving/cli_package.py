@@ -75,6 +75,8 @@ def sbom(
 def _bento(model: list[str] | None, no_models: bool) -> Built:
     from serving.packaging.bento import build
 
+    if model and no_models:
+        raise typer.BadParameter("--model and --no-models exclude each other.")
     built = build(PROJECT, [] if no_models else model)
     carried = ", ".join(f"{v.tag} ({decimal(v.size)})" for v in built.models) or "no model"
     new = "Built" if built.new else "There already:"

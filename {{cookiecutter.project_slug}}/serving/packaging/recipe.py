@@ -43,7 +43,9 @@ _CUDA = Base(
     "{ command -v cc && python3 -c 'import ensurepip'; } >/dev/null 2>&1 "
     "|| { apt-get update && apt-get install --yes --no-install-recommends "
     "build-essential ca-certificates python3-dev python3-pip python3-venv "
-    "&& rm -rf /var/lib/apt/lists/*; }",
+    "&& rm -rf /var/lib/apt/lists/*; } "
+    # BentoML installs its uv beside Ubuntu's own packages, which this file forbids.
+    "&& rm -f /usr/lib/python3*/EXTERNALLY-MANAGED",
 )
 
 

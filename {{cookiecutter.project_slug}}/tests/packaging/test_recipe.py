@@ -63,6 +63,7 @@ def test_vllm_and_sglang_get_a_cuda_image_with_what_compiles_their_kernels(
     assert recipe.base_image.startswith("docker.io/nvidia/cuda:")
     setup, command = recipe.commands
     assert "build-essential" in setup
+    assert setup.endswith("rm -f /usr/lib/python3*/EXTERNALLY-MANAGED")
     assert f" {name}==" in command
 
 
