@@ -16,7 +16,7 @@ READY := $(VENV)/.installed-$(shell cksum < requirements-dev.txt | cut -d ' ' -f
 
 .PHONY: help
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -89,3 +89,9 @@ bench-bare: bake engines ## real engines through the service, beside their bare 
 .PHONY: bench-peers
 bench-peers: bake ## the gateway with everything on beside LiteLLM, vllm-router and sglang-router
 	$(VENV)/bin/python loadtests/peers.py --project $(DEMO) --rounds $(ROUNDS)
+
+# Apart from bench: vLLM takes gigabytes.
+.PHONY: bench-agreement
+bench-agreement: bake ## one workload measured by the load tests and by vllm bench serve: do they agree?
+	$(VENV)/bin/python tests/engines/environments/install.py vllm build/engines/vllm
+	$(VENV)/bin/python loadtests/agreement.py --project $(DEMO)

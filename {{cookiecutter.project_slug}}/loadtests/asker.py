@@ -6,7 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import gevent
@@ -80,15 +80,16 @@ class _Truncated(Exception):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A server. `says_done`: its streams end with `[DONE]`, as OpenAI's do; those of `transformers
-    serve` do not. `fixed_length`: it takes `ignore_eos`: an answer is as long as asked."""
+    """A server. `fixed_length`: it takes `ignore_eos`, so that an answer is as long as asked. The
+    bare `transformers serve` has a `dialect` of its own: lengths are in its `generation_config`,
+    other engines' fields are refused, and no `[DONE]` ends its streams."""
 
     url: str
     model: str
     name: str = ""
-    says_done: bool = True
     fixed_length: bool = False
     temperature: float | None = 0.0
+    dialect: Literal["openai", "transformers"] = "openai"
 
 
 class Asker:
@@ -175,7 +176,7 @@ class Asker:
                 sample.error = _code(reply.error) or "error event"
                 return
             heard.event(reply, at)
-        if heard.ended is None and (self.target.says_done or not heard.finish):
+        if heard.ended is None and (self.target.dialect == "openai" or not heard.finish):
             raise _Truncated("the stream ended without [DONE]")
         sample.outcome = "whole"
 
@@ -202,15 +203,14 @@ class Asker:
     def _body(self, question: Question) -> dict[str, Any]:
         if question.operation == "embeddings":
             return {"model": self.target.model, "input": question.text}
-        body: dict[str, Any] = {
-            "model": self.target.model,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+        body: dict[str, Any] = {"model": self.target.model, "stream": True}
         if question.operation == "chat":
             body["messages"] = question.messages
         else:
             body["prompt"] = question.text
+        if self.target.dialect == "transformers":
+            return {**body, "generation_config": self._generation(question)}
+        body["stream_options"] = {"include_usage": True}
         if question.max_tokens is not None:
             body["max_tokens"] = question.max_tokens
             if self.target.fixed_length:
@@ -220,6 +220,16 @@ class Asker:
         if question.user:
             body["user"] = question.user
         return body
+
+    def _generation(self, question: Question) -> str:
+        config: dict[str, Any] = {"do_sample": bool(self.target.temperature)}
+        if self.target.temperature:
+            config["temperature"] = self.target.temperature
+        if question.max_tokens is not None:
+            config["max_new_tokens"] = question.max_tokens
+            if self.target.fixed_length:
+                config["eos_token_id"] = -1  # no vocabulary has it
+        return msgspec.json.encode(config).decode()
 
 
 class _Heard:

@@ -46,9 +46,9 @@ def behind(service: Service, model: str, url: str | None, target: Target) -> Tar
         f"http://127.0.0.1:{_after(words, '--port')}",
         _name(replica.engine, words),
         NAME,
-        says_done=replica.engine != "transformers",
         fixed_length=target.fixed_length,
         temperature=target.temperature,
+        dialect="transformers" if replica.engine == "transformers" else "openai",
     )
 
 

@@ -1,29 +1,20 @@
-"""`python -m loadtests [SCENARIO]`: options checked, the scenario run, the report written.
-
-Exit codes: 0 when all verdicts passed, 1 when one failed, 2 when it could not run, 130 when it was
-stopped.
-"""
+"""The command `python -m loadtests [SCENARIO]`; what it was told is checked in `arguments`."""
 
 from __future__ import annotations
 
 import dataclasses
-import gc
-import resource
 import sys
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 
-from loadtests import report as reports
-from loadtests.compare import compare
+from loadtests.arguments import above_zero, address, arrivals_of, plan_of, slo_of, within
 from loadtests.crew import CrewError, work
 from loadtests.lengths import FORMS as LENGTHS
-from loadtests.lengths import Length, LengthError
+from loadtests.lengths import LengthError
 from loadtests.options import (
     STAGE_FORMS,
     OptionError,
@@ -32,20 +23,15 @@ from loadtests.options import (
     parse_stage,
     percentage,
 )
-from loadtests.prompts import PromptsError, Recorded
-from loadtests.results import Arrivals, Operation, Report, Slo, UnreadableReport, read
+from loadtests.prompts import PromptsError
+from loadtests.report import NotWritten
+from loadtests.results import UnreadableReport, read
+from loadtests.run import CANNOT_RUN, perform, raise_open_file_limit
 from loadtests.scenarios import SCENARIOS
-from loadtests.service import CannotRun, OwnService, Service, project_model, under_test
-from loadtests.session import Session
-from loadtests.terminal import Terminal, show
-from loadtests.workload import PRESETS, Plan
+from loadtests.service import CannotRun
+from loadtests.workload import PRESETS
 
-PASSED, FAILED, CANNOT_RUN, STOPPED = 0, 1, 2, 130
-#: Columns of a log file or a pipe, which tell none.
-WIDE = 120
 RESULTS = Path(__file__).parent / "results"
-#: What a reader waits for, and what keeps ahead of one, where nobody says otherwise.
-SLO = Slo(ttft=1.0, tpot=0.1)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 errors = Console(stderr=True)
@@ -153,23 +139,23 @@ def run(
             return
         if scenario not in SCENARIOS or master is not None:
             raise OptionError(f"There is no scenario {scenario}; there are {', '.join(SCENARIOS)}.")
-        plan = _plan(workload, operation, prompt, answer, prefix, prefixes, turns, think, file)
+        plan = plan_of(workload, operation, prompt, answer, prefix, prefixes, turns, think, file)
         options = Options(
             plan=plan,
-            slo=_slo(ttft, tpot, e2e, share),
+            slo=slo_of(ttft, tpot, e2e, share),
             slo_given=any((ttft, tpot, e2e)),
-            seed=_within("--seed", seed, 0, 2**31),
-            arrivals=_arrivals(arrivals),
-            burstiness=_above_zero("--burstiness", burstiness),
+            seed=within("--seed", seed, 0, 2**31),
+            arrivals=arrivals_of(arrivals),
+            burstiness=above_zero("--burstiness", burstiness),
             seconds=duration(seconds) if seconds else None,
-            rate=None if rate is None else _above_zero("--rate", rate),
-            users=None if users is None else _within("--users", users, 1, 100_000),
+            rate=None if rate is None else above_zero("--rate", rate),
+            users=None if users is None else within("--users", users, 1, 100_000),
             think=duration(think) if think else 0.0,
-            steps=_within("--steps", steps, 1, 100),
-            rounds=_within("--rounds", rounds, 1, 1000),
+            steps=within("--steps", steps, 1, 100),
+            rounds=within("--rounds", rounds, 1, 1000),
             version=version,
-            percent=_within("--percent", percent, 1, 99),
-            factor=_above_zero("--factor", factor),
+            percent=within("--percent", percent, 1, 99),
+            factor=above_zero("--factor", factor),
             at_least=at_least,
             tolerance=percentage(tolerance),
             engine_url=engine_url,
@@ -178,9 +164,9 @@ def run(
             context=context,
             warm_up=0.0 if warm_up in ("0", "0s") else duration(warm_up),
             patience=duration(timeout),
-            workers=_within("--workers", workers, 0, 1000),
-            others=_within("--others", others, 0, 1000),
-            bind=_address(bind) if others else ("127.0.0.1", 0),
+            workers=within("--workers", workers, 0, 1000),
+            others=within("--others", others, 0, 1000),
+            bind=address(bind) if others else ("127.0.0.1", 0),
         )
         stages = tuple(parse_stage(text, n, options) for n, text in enumerate(stage or (), 1))
         if stages and scenario != "load":
@@ -200,149 +186,15 @@ def run(
         UnreadableReport,
         CannotRun,
         CrewError,
-        reports.NotWritten,
+        NotWritten,
     ) as error:
         errors.print(f"loadtests: {error}", style="red", highlight=False, soft_wrap=True)
         code = CANNOT_RUN
     sys.exit(code)
 
 
-def perform(
-    scenario: str,
-    options: Options,
-    url: str | None,
-    model: str | None,
-    folder: Path,
-    earlier: Report | None = None,
-    earlier_path: Path | None = None,
-) -> int:
-    """Runs the scenario and leaves its report in `folder`, also of a run that is stopped. Returns
-    the exit code. Raises `CannotRun` and the like."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, WIDE)
-    folder.mkdir(parents=True, exist_ok=True)
-    # What is loaded by now stays; left to the collector, walking it delays every time stamp.
-    gc.collect()
-    gc.freeze()
-    stopped = False
-    with under_test(url, folder / "service.log") as service, Terminal(console) as terminal:
-        name = model or (project_model() if url is None else _first(service))
-        if isinstance(service, OwnService):
-            console.print(
-                f"Starting the service (its log: {folder / 'service.log'})", soft_wrap=True
-            )
-            service.wait_until_ready()
-        console.print(f"{scenario} of {name} at {service.url}")
-        session = Session(scenario, options, service, name, folder, terminal.told)
-        terminal.watch(session)
-        try:
-            SCENARIOS[scenario](session)
-        except KeyboardInterrupt:
-            stopped = True
-            session.judge("finished", False, "The run was stopped before its end.")
-        finally:
-            session.close()
-    report = session.report()
-    if earlier is not None:
-        table, verdicts = compare(earlier, report, options.tolerance)
-        table.title += f" ({earlier_path})"
-        report.tables.append(table)
-        report.verdicts.extend(verdicts)
-    page = reports.write(report, folder)
-    show(report, console)
-    console.print(f"\nThe report: {page}", highlight=False, soft_wrap=True)
-    if stopped:
-        return STOPPED
-    return PASSED if report.passed else FAILED
-
-
-def raise_open_file_limit() -> None:
-    """Each stream is an open file."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def main() -> None:
     app()
-
-
-def _plan(
-    workload: str,
-    operation: str | None,
-    prompt: str | None,
-    answer: str | None,
-    prefix: str | None,
-    prefixes: int | None,
-    turns: int | None,
-    think: str | None,
-    file: Path | None,
-) -> Plan:
-    if workload not in PRESETS:
-        raise OptionError(f"There is no workload {workload}; there are {', '.join(PRESETS)}.")
-    given = {
-        "operation": None if operation is None else _operation(operation),
-        "prompt": None if prompt is None else Length.parse(prompt),
-        "answer": None if answer is None else Length.parse(answer),
-        "prefix": None if prefix is None else Length.parse(prefix),
-        "prefixes": None if prefixes is None else _within("--prefixes", prefixes, 1, 1_000_000),
-        "turns": None if turns is None else _within("--turns", turns, 1, 1000),
-        "think": None if think is None else duration(think),
-        "path": None if file is None else str(file.absolute()),
-    }
-    if file is not None:
-        Recorded.read(file)
-    plan = PRESETS[workload]
-    return msgspec.structs.replace(plan, **{k: v for k, v in given.items() if v is not None})
-
-
-def _slo(ttft: str | None, tpot: str | None, e2e: str | None, share: str) -> Slo:
-    part = percentage(share)
-    if not any((ttft, tpot, e2e)):
-        return msgspec.structs.replace(SLO, share=part)
-    bounds = [None if text is None else duration(text) for text in (ttft, tpot, e2e)]
-    return Slo(bounds[0], bounds[1], bounds[2], part)
-
-
-def _operation(text: str) -> Operation:
-    match text:
-        case "chat" | "completions" | "embeddings":
-            return text
-    raise OptionError(f"--operation {text!r}: it is chat, completions or embeddings.")
-
-
-def _arrivals(text: str) -> Arrivals:
-    match text:
-        case "poisson" | "gamma" | "constant":
-            return text
-    raise OptionError(f"--arrivals {text!r}: it is poisson, gamma or constant.")
-
-
-def _within(name: str, value: int, low: int, high: int) -> int:
-    if not low <= value <= high:
-        raise OptionError(f"{name} {value}: it is between {low} and {high}.")
-    return value
-
-
-def _above_zero(name: str, value: float) -> float:
-    if not value > 0:
-        raise OptionError(f"{name} {value:g}: it is above 0.")
-    return value
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal():
-        raise OptionError(f"--bind {text!r}: write HOST:PORT.")
-    return host, int(port)
-
-
-def _first(service: Service) -> str:
-    served = service.models()
-    if not served:
-        raise CannotRun(f"{service.url} does not tell what it serves: name a model with --model.")
-    return served[0]
 
 
 def _folder(scenario: str) -> Path:

@@ -21,6 +21,9 @@ from loadtests.words import seconds
 
 #: A stage is cut into so many times of equal length, whose requests are drawn together.
 TIMES = 30
+#: Of fewer values, a p99 is what one moment of a busy machine did to a handful of them: it is left
+#: out of the comparison.
+TAIL = 500
 
 _COLUMNS = ["stage", "measure", "old", "new", "change", "95 % interval", "judged"]
 
@@ -186,7 +189,7 @@ def _latency(
 ) -> _Change | None:
     before, old_clusters = _values(measure, old)
     after, new_clusters = _values(measure, new)
-    if not len(before) or not len(after):
+    if min(len(before), len(after)) < (TAIL if statistic is figures.p99 else 1):
         return None
     clusters = new_clusters, old_clusters
     change = figures.difference(statistic, after, before, seed, clusters)

@@ -3,7 +3,8 @@
 Locust brings the workers together and carries the messages. Its users and statistics are not used:
 the statistics round response times, and users that each wait for an answer cannot keep a schedule.
 
-Messages to a worker: `setup`, `stage`, `enough`, `halt`. From one: `samples`, `pulse`, `done`.
+Messages to a worker: `setup`, `stage`, `enough`, `halt`. From one: `samples`, `pulse`, `done`,
+`failed`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from locust.runners import LocalRunner, MasterRunner, Runner, WorkerRunner
 from loadtests.asker import Asker, Target
 from loadtests.clock import Clock, Pulse
 from loadtests.generator import Generator
-from loadtests.prompts import Recorded
+from loadtests.prompts import PromptsError, Recorded
 from loadtests.results import Sample, Stage
 from loadtests.workload import Plan, Scale, Workload
 
@@ -88,13 +89,19 @@ class Hand:
             target.name: Asker(target, os.environ.get(KEYS[target.name], ""), clock, setup.patience)
             for target in setup.targets
         }
-        recorded = Recorded.read(Path(setup.plan.path)) if setup.plan.path else None
+        try:
+            recorded = Recorded.read(Path(setup.plan.path)) if setup.plan.path else None
+        except PromptsError as error:  # on another machine, where that file must lie too
+            self._runner.send_message("failed", {"why": str(error)})
+            return
         workload = Workload(setup.plan, setup.seed, setup.scale, recorded)
         self._generator = Generator(askers, workload, setup.seed, clock, self._samples.append)
         gevent.spawn(Pulse(self._pulse).run)
         gevent.spawn(self._deliver_always)
 
     def _stage(self, environment: Environment, msg: Any) -> None:
+        if self._generator is None:
+            return
         gevent.spawn(self._work, msgspec.convert(msg.data, _Order))
 
     def _enough(self, environment: Environment, msg: Any) -> None:
@@ -107,7 +114,11 @@ class Hand:
 
     def _work(self, order: _Order) -> None:
         assert self._generator is not None
-        self._generator.run(order.number, order.stage, order.begin, order.part, order.parts)
+        try:
+            self._generator.run(order.number, order.stage, order.begin, order.part, order.parts)
+        except Exception as error:  # whoever waits for this worker must not wait for ever
+            self._runner.send_message("failed", {"why": f"{type(error).__name__}: {error}"})
+            raise
         self._deliver()
         self._runner.send_message("done", {"number": order.number})
 
@@ -142,7 +153,7 @@ class Crew:
         logging.getLogger("locust").setLevel(logging.ERROR)
         self._on_samples, self._on_pulse = on_samples, on_pulse
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._done, self._all_done = 0, Event()
+        self._done, self._all_done, self._failed = 0, Event(), ""
         self._parts = workers + others
         environment = Environment(user_classes=[])
         self._runner: LocalRunner | MasterRunner
@@ -159,23 +170,24 @@ class Crew:
             ("samples", self._samples),
             ("pulse", self._pulse),
             ("done", self._one_done),
+            ("failed", self._one_failed),
         ):
             self._runner.register_message(name, listener)
         self._send("setup", setup)
 
-    def run(self, number: int, stage: Stage, now: Callable[[], float]) -> float:
-        """Offers the stage and waits for all its answers; returns when it began. Raises `CrewError`
-        when a worker goes away."""
+    def run(self, number: int, stage: Stage, begin: float) -> None:
+        """Offers the stage from `begin` on, at least `LEAD` from now, and waits for all its
+        answers. Raises `CrewError` when a worker goes away."""
         self._done = 0
         self._all_done.clear()
-        begin = now() + LEAD
         parts = max(1, self._parts)
         for part, worker in enumerate(self._workers()):
             self._send("stage", _Order(number, stage, begin, part, parts), worker)
         while not self._all_done.wait(1.0):
+            if self._failed:
+                raise CrewError(f"A load worker cannot work: {self._failed}")
             if len(self._workers()) < parts:
                 raise CrewError("A load worker went away: what it did is lost, so run again.")
-        return begin
 
     def enough(self) -> None:
         """Ends the stage before its time; `run` still waits for its answers."""
@@ -224,6 +236,9 @@ class Crew:
         self._done += 1
         if self._done >= max(1, self._parts):
             self._all_done.set()
+
+    def _one_failed(self, environment: Environment, msg: Any) -> None:
+        self._failed = msg.data["why"]
 
 
 def work(address: str) -> None:

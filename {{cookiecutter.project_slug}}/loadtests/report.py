@@ -30,8 +30,8 @@ class NotWritten(Exception):
 def write(report: Report, folder: Path) -> Path:
     """Writes `report.json`, `requests.csv`, `stages.csv` and `report.html` into `folder`, which is
     made. Each file is there whole or not at all. Returns the page's path. Raises `NotWritten`."""
+    make(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with _whole(folder / JSON) as file:
             file.writelines(_json(report))
         with _whole(folder / REQUESTS) as file:
@@ -45,11 +45,23 @@ def write(report: Report, folder: Path) -> Path:
         with _whole(folder / PAGE) as file:
             file.write(page.render(report))
     except OSError as error:
-        raise NotWritten(
-            f"The report could not be written to {folder} ({error.strerror or error}): make room or"
-            " name another folder, one that you may write to."
-        ) from error
+        raise _not_written(folder, error) from error
     return folder / PAGE
+
+
+def make(folder: Path) -> None:
+    """Makes the folder of a report, unless it is there. Raises `NotWritten`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_written(folder, error) from error
+
+
+def _not_written(folder: Path, error: OSError) -> NotWritten:
+    return NotWritten(
+        f"The report could not be written to {folder} ({error.strerror or error}): make room or"
+        " name another folder, one that you may write to."
+    )
 
 
 @contextmanager

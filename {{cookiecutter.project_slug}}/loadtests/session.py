@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-import platform
-import sys
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version as installed
 from pathlib import Path
+from typing import NamedTuple
 
 import gevent
 import msgspec
-import psutil
 
 from loadtests.arrivals import schedule
 from loadtests.asker import Asker, Question, Target
 from loadtests.clock import Clock
-from loadtests.crew import Crew, CrewError, Setup
+from loadtests.crew import LEAD, Crew, CrewError, Setup
 from loadtests.figures import summarize
+from loadtests.machine import machine
 from loadtests.options import Options
+from loadtests.own_service import context_length
 from loadtests.results import (
     Event,
     Gauge,
@@ -34,13 +34,29 @@ from loadtests.results import (
     Table,
     Verdict,
 )
-from loadtests.service import CannotRun, Service, context_length
-from loadtests.workload import WORDS, Plan, Scale, fit
+from loadtests.service import CannotRun, Service
+from loadtests.workload import WORDS, Plan, Scale, fit, measured
 
 #: Seconds by which a generator may be late before its times are no longer to be trusted.
 LATE = 0.01
 #: The share of a CPU above which a generator of one process is itself what is slow.
 BUSY = 0.8
+#: What is asked where it does not matter what.
+HELLO = " ".join(WORDS[:8])
+
+
+class _UnderWay(NamedTuple):
+    """A stage that is offered: by which number, since when, and how many samples there were."""
+
+    stage: Stage
+    number: int
+    began: float
+    before: int
+
+
+def plain(model: str) -> str:
+    """A model's own name: without the label or version that a client may add."""
+    return re.split("[@:]", model, maxsplit=1)[0]
 
 
 @dataclass
@@ -63,7 +79,6 @@ class Session:
     verdicts: list[Verdict] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     knee: Knee | None = None
-    running: Stage | None = None
 
     def __post_init__(self) -> None:
         self._began = datetime.now(UTC)
@@ -73,6 +88,7 @@ class Session:
         self._pulses: list[tuple[float, float, float]] = []
         self._crew: Crew | None = None
         self._enough_at = math.inf
+        self._under_way: _UnderWay | None = None
 
     def now(self) -> float:
         """Seconds since the run began."""
@@ -84,7 +100,7 @@ class Session:
         """Learns what the server makes of our words, and brings the load generators together.
         `other` names a second server to ask, given the first. Raises `CannotRun`."""
         served = self.service.models()
-        if served and self.model not in served:
+        if served and not {self.model, plain(self.model)} & set(served):
             raise CannotRun(
                 f"{self.service.url} serves no model {self.model}: name one of "
                 f"{', '.join(served)} with --model."
@@ -100,7 +116,7 @@ class Session:
                 fixed_length=fixed and self.options.fixed_length,
                 temperature=self.options.temperature,
             )
-            context = self.options.context or context_length(self.model.partition("@")[0]) or 0
+            context = self.options.context or context_length(plain(self.model)) or 0
             self.plan = fit(plan, context, scale) if context else plan
             if self.plan != plan:
                 self.told(f"The work is cut to fit a window of {context} tokens.")
@@ -125,20 +141,18 @@ class Session:
 
     def _calibrate(self, plan: Plan) -> tuple[Scale, bool]:
         """How many tokens our words are, and whether answers can be given a length."""
-        few, many = 8, 40
-        fixed = plan.operation != "embeddings" and self._ask(few, fixed=True).outcome == "whole"
-        low, high = self.ask_once(few).tokens_in, self.ask_once(many).tokens_in
-        if low is None or high is None or high <= low:
+        fixed = plan.operation != "embeddings" and self._ask(fixed=True).outcome == "whole"
+        scale = measured(lambda text: self.ask_once(text).tokens_in)
+        if scale is None:
             self.warn(
                 "The server tells no usage: lengths are taken for words, and TPOT is missing."
             )
             return Scale(0.0, 1.0), fixed
-        per_word = (high - low) / (many - few)
-        return Scale(max(0.0, low - few * per_word), per_word), fixed
+        return scale, fixed
 
-    def ask_once(self, words: int = 8) -> Sample:
+    def ask_once(self, text: str = HELLO) -> Sample:
         """A request besides the load, for one token. Raises `CannotRun` when it is not answered."""
-        sample = self._ask(words, fixed=False)
+        sample = self._ask(text, fixed=False)
         if sample.outcome != "whole":
             raise CannotRun(
                 f"{self.service.url} does not answer a first request of {self.model} "
@@ -146,8 +160,8 @@ class Session:
             )
         return sample
 
-    def _ask(self, words: int, *, fixed: bool) -> Sample:
-        text, operation = " ".join(WORDS[:words]), self.options.plan.operation
+    def _ask(self, text: str = HELLO, *, fixed: bool) -> Sample:
+        operation = self.options.plan.operation
         messages = [{"role": "user", "content": text}]
         question = Question(operation, messages, text, None if operation == "embeddings" else 1)
         asker = Asker(
@@ -181,22 +195,25 @@ class Session:
         assert self._crew is not None
         self._numbers += 1
         number = self._numbers if work is None else work
-        before = len(self.samples)
-        place = len(self.stages)
-        self.running = stage
+        self._under_way = _UnderWay(stage, number, self.now() + LEAD, len(self.samples))
         self._enough_at = math.inf
         try:
-            began = self._crew.run(number, stage, self.now)
+            self._crew.run(number, stage, self._under_way.began)
         except CrewError as error:
             raise CannotRun(str(error)) from None
-        finally:
-            self.running = None
+        return self._end_stage()
+
+    def _end_stage(self) -> StageResult:
+        """What came of the stage under way."""
+        assert self._under_way is not None
+        stage, number, began, before = self._under_way
+        self._under_way = None
         samples = self.samples[before:]
         for sample in samples:
-            sample.stage = place
+            sample.stage = len(self.stages)
         ended = min(began + stage.seconds, self._enough_at)
         if ended == self._enough_at:
-            stage = msgspec.structs.replace(stage, seconds=ended - began)
+            stage = msgspec.structs.replace(stage, seconds=max(0.001, ended - began))
         offered = None
         if stage.arrivals != "users" and self.plan.turns == 1 and not self.plan.path:
             offered = len(schedule(stage, (self.options.seed, number)))
@@ -222,9 +239,8 @@ class Session:
         return [sample for sample in self.samples if sample.stage in places]
 
     @property
-    def measured(self) -> list[Sample]:
-        places = {n for n, result in enumerate(self.stages) if result.stage.measured}
-        return [sample for sample in self.samples if sample.stage in places]
+    def running(self) -> Stage | None:
+        return self._under_way.stage if self._under_way else None
 
     # What a scenario has to say.
 
@@ -277,6 +293,9 @@ class Session:
     # The end.
 
     def report(self) -> Report:
+        if self._under_way is not None:  # the run was stopped in it
+            self._enough_at = min(self._enough_at, self.now())
+            self._end_stage()
         self._check_generators()
         return Report(
             scenario=self.scenario,
@@ -341,26 +360,3 @@ class Running:
     def wait(self) -> StageResult:
         result: StageResult = self._greenlet.get()
         return result
-
-
-def machine() -> dict[str, str]:
-    """Where it ran, for whoever reads it later."""
-    memory = psutil.virtual_memory().total / 2**30
-    return {
-        "cpu": _cpu(),
-        "cores": str(len(os.sched_getaffinity(0))),
-        "memory": f"{memory:.0f} GiB",
-        "load at the end": " ".join(f"{load:.2f}" for load in os.getloadavg()),
-        "system": platform.platform(),
-        "python": sys.version.split()[0],
-        "bentoml": installed("bentoml"),
-        "locust": installed("locust"),
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), "")

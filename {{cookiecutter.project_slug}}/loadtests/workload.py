@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import msgspec
@@ -78,6 +78,23 @@ class Scale(msgspec.Struct, frozen=True):
 
     def words(self, tokens: int) -> int:
         return max(1, round((tokens - self.fixed) / self.per_word))
+
+
+def measured(tokens: Callable[[str], int | None]) -> Scale | None:
+    """Of a server that makes so many `tokens` of a text; None where it does not tell.
+
+    All words are asked, a quarter of them at a time: to a small vocabulary the rarer ones are two
+    tokens and three, and a prompt has as many of these as of the others.
+    """
+    quarters = [WORDS[n::4] for n in range(4)]
+    texts = [*quarters, quarters[0] + quarters[1]]
+    counts = [count for words in texts if (count := tokens(" ".join(words))) is not None]
+    if len(counts) < len(texts):
+        return None
+    *apart, together = counts
+    fixed = float(max(0, apart[0] + apart[1] - together))
+    per_word = (sum(apart) - len(apart) * fixed) / len(WORDS)
+    return Scale(fixed, per_word) if per_word > 0 else None
 
 
 def fit(plan: Plan, context: int, scale: Scale) -> Plan:

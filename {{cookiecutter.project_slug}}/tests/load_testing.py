@@ -82,12 +82,17 @@ def own_service(service: Service) -> dict[str, str]:
 
 
 @contextmanager
-def bare_engine(folder: Path, model: Path, **default: Any) -> Iterator[str]:
-    """The URL of a scripted engine that wants KEY; `default` is how it answers, a `Script`."""
+def bare_engine(
+    folder: Path, model: Path, dialect: str = "vllm", **default: Any
+) -> Iterator[str]:
+    """The URL of a scripted engine that wants KEY where its dialect has keys; `default` is how it
+    answers, a `Script`."""
     scripted_engine.behave(folder / "engine", default=default)
     port = free_port()
-    words = [sys.executable, scripted_engine.__file__, "--dialect", "vllm", "serve", str(model)]
-    options = ["--served-model-name", "chat", "--host", "127.0.0.1", "--port", str(port)]
+    words = [sys.executable, scripted_engine.__file__, "--dialect", dialect, "serve", str(model)]
+    if dialect == "vllm":
+        words += ["--served-model-name", "chat"]
+    options = ["--host", "127.0.0.1", "--port", str(port)]
     behaviour = str(folder / "behaviour.json")
     process = subprocess.Popen(
         [*words, *options],

@@ -10,7 +10,8 @@ import gevent
 import httpx
 
 from loadtests.figures import spread
-from loadtests.service import CannotRun, OwnService
+from loadtests.own_service import OwnService
+from loadtests.service import CannotRun
 from loadtests.session import Session
 from loadtests.words import seconds
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from loadtests.service import CannotRun, OwnService
+from loadtests.own_service import OwnService
+from loadtests.service import CannotRun
 from loadtests.session import Session
 
 

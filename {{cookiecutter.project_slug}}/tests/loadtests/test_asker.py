@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from live_service import free_port
@@ -35,11 +35,11 @@ def ask(
     *,
     key: str = KEY,
     patience: float = 20,
-    says_done: bool = True,
+    dialect: Literal["openai", "transformers"] = "openai",
     **fields: Any,
 ) -> tuple[Sample, str]:
     prompt = script(**fields)
-    asker = Asker(Target(url, "chat", says_done=says_done), key, Now(), patience)
+    asker = Asker(Target(url, "chat", dialect=dialect), key, Now(), patience)
     try:
         return asker.ask(
             Question(operation, [{"role": "user", "content": prompt}], prompt, 64), stage=0, due=0
@@ -108,9 +108,13 @@ def test_how_an_answer_ended_is_told_apart(engine: str, fault: str, outcome: str
     assert sample.outcome != "whole"
 
 
-def test_a_stream_without_done_is_whole_where_the_server_never_says_it(engine: str) -> None:
-    sample, _ = ask(engine, fault="no_done", says_done=False)
-    assert sample.outcome == "whole"
+def test_a_bare_transformers_serve_is_asked_in_its_own_dialect(
+    model_template: Path, tmp_path: Path
+) -> None:
+    with bare_engine(tmp_path, model_template, dialect="transformers") as url:
+        sample, text = ask(url, dialect="transformers", tokens=5)
+    assert (sample.outcome, sample.tokens_out, sample.finish) == ("whole", 5, "stop")
+    assert text.split() == ["w0", "w1", "w2", "w3", "w4"]
 
 
 def test_an_answer_that_takes_too_long_is_a_failure(engine: str) -> None:

@@ -32,7 +32,9 @@ def test_a_run_is_no_worse_than_itself() -> None:
 
 
 def test_every_stage_has_a_row_for_each_measure_and_then_all_have() -> None:
-    table, _ = compare(made_report(rates=[4, 8]), made_report(rates=[4, 8], seed=1))
+    table, _ = compare(
+        made_report(rates=[4, 8], seconds=150), made_report(rates=[4, 8], seconds=150, seed=1)
+    )
     stages = ["4/s", "8/s", "all of these"]
     assert [row[:2] for row in table.rows] == [[s, m] for s in stages for m in MEASURES]
     assert {len(row) for row in table.rows} == {len(table.columns)}
@@ -88,8 +90,17 @@ def test_both_are_held_to_the_old_slo() -> None:
     assert good[2] == good[3]
 
 
+def test_a_tail_of_a_handful_of_requests_is_not_compared() -> None:
+    table, verdicts = compare(made_report(rates=[4]), made_report(rates=[4], seed=1))
+    named = {row[1] for row in table.rows} | {verdict.name for verdict in verdicts}
+    assert {"TTFT p50", "end to end p50", "ITL p99"} <= named
+    assert not {"TTFT p99", "end to end p99"} & named
+
+
 def test_only_stages_of_both_are_compared() -> None:
-    table, verdicts = compare(made_report(rates=[2, 4, 8]), made_report(rates=[4, 8, 16]))
+    table, verdicts = compare(
+        made_report(rates=[2, 4, 8], seconds=150), made_report(rates=[4, 8, 16], seconds=150)
+    )
     assert {row[0] for row in table.rows} == {"4/s", "8/s", "all of these"}
     assert [verdict.name for verdict in verdicts] == MEASURES
 

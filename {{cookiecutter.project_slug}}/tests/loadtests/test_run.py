@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,7 +22,7 @@ from loadtests.results import read
 pytestmark = pytest.mark.integration
 
 Serve = Callable[..., Service]
-DEFAULT = {"tokens": 8, "first_delay_ms": 20, "delay_ms": 5}
+DEFAULT: dict[str, Any] = {"tokens": 8, "first_delay_ms": 20, "delay_ms": 5}
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,10 @@ def test_a_run_may_be_compared_with_an_earlier_one(serve: Serve, service: Servic
     assert (fast.code, again.code) == (0, 1)
     assert any("TTFT" in v.name and not v.passed for v in again.report.verdicts)
     back = load_test(*words, service.url, "--compare", str(again.folder / "report.json"))
-    assert back.code == 0, back.out
+    judged = {verdict.name: verdict.passed for verdict in back.report.verdicts}
+    assert judged["TTFT p50"]
+    assert judged["end to end p50"]
+    assert "TTFT p99" not in judged  # of sixty requests
 
 
 def test_a_late_generator_warns_that_its_times_are_wrong(service: Service) -> None:
@@ -207,13 +211,19 @@ def test_a_stopped_run_leaves_its_report(service: Service, tmp_path: Path) -> No
         stdout=subprocess.PIPE,
         text=True,
     )
-    time.sleep(6)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "warm-up:" in line:
+            break
+    time.sleep(2)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 130, out
     report = read(tmp_path / "report.json")
-    assert len(report.samples) > 20
     assert not report.passed
+    _, cut = report.stages
+    assert cut.stage.seconds < 30
+    assert cut.summary.requests == sum(sample.stage == 1 for sample in report.samples) > 10
 
 
 # What goes wrong before anything is measured.
@@ -240,6 +250,29 @@ def test_a_stopped_run_leaves_its_report(service: Service, tmp_path: Path) -> No
 )
 def test_a_bad_argument_is_one_sentence(words: list[str], told: str) -> None:
     assert told in load_test(*words).complaint
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_asked(service: Service) -> None:
+    done = subprocess.run(
+        command(Path("/dev/null/results"), "load", "--url", service.url),
+        cwd=PROJECT,
+        env=surroundings({}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "The report could not be written to /dev/null/results (Not a directory)" in done.stderr
+
+
+@pytest.mark.parametrize("model", ["chat:1", "chat@production"])
+def test_a_version_or_label_may_be_asked(service: Service, model: str) -> None:
+    report = passed(
+        *("load", "--url", service.url, "--model", model, "--rate", "10", "--seconds", "1s"),
+        *("--warm-up", "0"),
+    )
+    assert {sample.version for sample in report.samples} == {"chat:1"}
 
 
 def test_a_model_that_is_not_served_is_told_with_those_that_are(service: Service) -> None:
@@ -295,7 +328,10 @@ def test_a_worker_that_goes_away_ends_the_run(service: Service, tmp_path: Path) 
     try:
         me = psutil.Process(process.pid)
         worker = eventually(me.children, "the worker runs")[0]
-        time.sleep(5)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "warm-up:" in line:
+                break
         worker.kill()
         _, err = process.communicate(timeout=60)
     finally:

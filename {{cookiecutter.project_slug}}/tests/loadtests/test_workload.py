@@ -12,7 +12,7 @@ import pytest
 from loadtests.asker import Question
 from loadtests.lengths import Length, LengthError
 from loadtests.prompts import PromptsError, Recorded
-from loadtests.workload import PRESETS, Plan, Scale, Workload, fit
+from loadtests.workload import PRESETS, WORDS, Plan, Scale, Workload, fit, measured
 
 SCALE = Scale(fixed=0, per_word=1)
 
@@ -40,6 +40,24 @@ def test_a_prompt_has_the_tokens_asked_for_by_the_servers_own_count() -> None:
     (question,) = questions(workload, 1, 1)
     assert len(question.messages[0]["content"].split()) == 60
     assert question.max_tokens == 32
+
+
+@pytest.mark.parametrize("frame", [0, 11])
+def test_a_prompt_is_as_long_as_asked_for_where_rare_words_are_many_tokens(frame: int) -> None:
+    def tokens(text: str) -> int:
+        return frame + sum(1 + WORDS.index(word) // 60 for word in text.split())
+
+    scale = measured(tokens)
+    assert scale is not None
+    assert scale.fixed == frame
+    workload = Workload(Plan(prompt=Length("fixed", 100)), 0, scale)
+    asked = [questions(workload, n)[0].messages[0]["content"] for n in range(400)]
+    assert np.mean([tokens(text) for text in asked]) == pytest.approx(100, rel=0.02)
+
+
+def test_a_server_that_counts_no_tokens_has_no_scale() -> None:
+    assert measured(lambda _: None) is None
+    assert measured(lambda _: 0) is None
 
 
 @pytest.mark.parametrize(
