@@ -101,11 +101,12 @@ def deployed(
 
     engine = folder / "engine"
     install = f"import pathlib, scripted_engine as s; s.install(pathlib.Path({str(engine)!r}))"
-    run("-c", install, path=project / "tests")
-    for _ in range(2):
-        run("-m", "serving.cli", "models", "import", "chat", "demo", path=project)
     config = yaml.safe_load((project / "deploy/ray/serve.yaml").read_text("utf-8"))
     with cluster(programs, {**store, "SERVING_STATE": str(folder / "state")}) as running:
+        run("-c", install, path=project / "tests")
+        for _ in range(2):
+            run("-m", "serving.cli", "models", "import", "chat", "demo", path=project)
+        running.wait_ready()
         made = Deployed(running, project, folder, config)
         config["http_options"] |= {"host": "127.0.0.1", "port": running.port}
         file = made.settings("serving.yaml", lambda _: None)
@@ -199,7 +200,7 @@ def test_replicas_follow_the_routing_without_a_restart_or_a_broken_stream(
     async def change() -> None:
         async with asked.asking(always=4, per_second=5):
             await asyncio.to_thread(deployed.deploy)
-            await asyncio.sleep(8)
+            await asyncio.sleep(4)
 
     asyncio.run(change())
     assert_whole(asked)
