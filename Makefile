@@ -58,7 +58,7 @@ $(VALIDATORS_READY):
 
 .PHONY: test
 test: bake validators ## test the template, the baked demo and the embedded engine behind it
-	$(VENV)/bin/pytest tests --ignore=tests/engines --ignore=tests/container
+	$(VENV)/bin/pytest tests --ignore=tests/engines --ignore=tests/container --ignore=tests/ray
 	$(MAKE) --no-print-directory -C $(DEMO) lint test
 
 .PHONY: engines
@@ -81,6 +81,25 @@ builders:
 .PHONY: test-container
 test-container: bake builders ## the demo's image, built and run for real without a Docker engine, as root
 	$(VENV)/bin/pytest tests/container
+
+# Ray with what it needs, over the demo's environment: a second copy of that would take minutes.
+RAY := build/ray
+RAY_PINS = *cookiecutter.project_slug*/deploy/ray/*requirements.txt*
+RAY_READY := $(RAY)/.installed-$(shell cat $(RAY_PINS) *cookiecutter.project_slug*/pyproject.toml | cksum | cut -d ' ' -f 1)
+
+$(RAY_READY): | bake
+	@echo "Installing Ray into $(RAY)"
+	@rm -rf $(RAY) && $(PYTHON) -m venv $(RAY)
+	@$(DEMO)/.venv/bin/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$($(RAY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/gateway.pth
+	@cat $(RAY_PINS) > $(RAY)/requirements.txt
+	@$(RAY)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --requirement $(RAY)/requirements.txt \
+		|| { echo "Ray could not be installed: see above; then delete $(RAY) and run make again." >&2; exit 1; }
+	@touch $@
+
+.PHONY: test-ray
+test-ray: bake $(RAY_READY) ## deploy/ray on a Ray cluster of this machine alone: kills, routing, releases
+	$(VENV)/bin/pytest tests/ray
 
 .PHONY: bench
 bench: bake ## what the gateway costs beside the bare engine, measured in one run

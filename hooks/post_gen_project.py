@@ -38,6 +38,7 @@ OPTIONAL_FOLDERS = (
     "deploy/kubernetes",
     "deploy/kserve",
     "deploy/bentocloud",
+    "deploy/ray",
     "deploy",
 )
 

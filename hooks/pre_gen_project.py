@@ -100,8 +100,6 @@ def refusals(answers: Mapping[str, str]) -> Iterator[str]:
     yield from name_refusals(answers)
     yield from model_refusals(answers)
     yield from size_refusals(answers)
-    if answers["deployment"] == "ray":
-        yield "deployment ray comes with a later release: answer none."
 
 
 def main() -> int:

@@ -30,7 +30,7 @@ CHOICES: dict[str, list[Any]] = {
     "model_source": ANSWERS["model_source"],
     "ci": ANSWERS["ci"],
     "license": ANSWERS["license"],
-    "deployment": [deployment for deployment in ANSWERS["deployment"] if deployment != "ray"],
+    "deployment": ANSWERS["deployment"],
     "served_model_name": ["chat", "1.5", "null"],
     "texts": [PLAIN, AWKWARD],
 }
@@ -115,6 +115,7 @@ DEPLOYMENT = {
         "store/networkpolicy.yaml",
         "store/serviceaccount.yaml",
     },
+    "ray": {"README.md", "application.py", "requirements.txt", "serve.yaml", "serving.yaml"},
 }
 COPIED = ("serving", "tests", "loadtests", "observability")
 PLAIN_FILES = ("service.py", "warmup_hooks.py", "openapi.json", "Containerfile")

@@ -54,7 +54,6 @@ REFUSED: list[tuple[dict[str, str], str]] = [
         ({"model_source": "local", "model_id": model}, PATH)
         for model in ("my models/x", "a;b", "$(x)", "a#b", "'a'", "-x")
     ),
-    ({"deployment": "ray"}, "ray comes with a later release: answer none"),
 ]
 
 ACCEPTED: list[dict[str, str]] = [
@@ -68,7 +67,7 @@ ACCEPTED: list[dict[str, str]] = [
     {"engine": "vllm", "model_source": "huggingface", "gpus_per_replica": "8"},
     {"model_source": "huggingface", "model_id": "org/name@refs/pr/1"},
     {"model_source": "local", "model_id": "~/models/Qwen3-0.6B"},
-    *({"deployment": deployment} for deployment in ANSWERS["deployment"] if deployment != "ray"),
+    *({"deployment": deployment} for deployment in ANSWERS["deployment"]),
 ]
 
 
@@ -99,11 +98,11 @@ def test_every_wrong_answer_is_told_on_a_line_of_its_own(
     bake: Bake, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(FailedHookException):
-        bake(project_slug="X", gpus_per_replica="2", deployment="ray")
+        bake(project_slug="X", gpus_per_replica="2", max_context_length="0")
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith(tuple(ANSWERS))]
     assert [line.split()[0] for line in told] == [
         "project_slug",
+        "max_context_length",
         "gpus_per_replica",  # too many for the demo
         "gpus_per_replica",  # too many for transformers
-        "deployment",
     ]
