@@ -231,13 +231,6 @@ def test_serving_yaml_carries_the_answers(baked: tuple[dict[str, str], Path]) ->
     assert (project / f"engines/{settings['engine']['name']}.txt").is_file()
 
 
-def test_the_workflow_is_yaml_that_keeps_its_own_expressions(bake: Bake) -> None:
-    text = (bake(ci="github") / ".github/workflows/ci.yml").read_text()
-    steps = yaml.safe_load(text)["jobs"]["test"]["steps"]
-    assert "${{ matrix.python }}" in text
-    assert [step["run"] for step in steps if "run" in step][-1] == "make test"
-
-
 @pytest.mark.parametrize("license_name", ANSWERS["license"])
 def test_the_licence_is_the_chosen_one(bake: Bake, license_name: str, template: Template) -> None:
     text = (bake(license=license_name, author="A Team") / "LICENSE").read_text()
