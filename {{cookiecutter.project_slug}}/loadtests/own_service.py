@@ -25,6 +25,7 @@ import psutil
 from loadtests.service import CannotRun, Service
 from serving.runtime.store import ModelStore, bentoml_home
 from serving.settings import SettingsError, config_file, load_settings
+from serving.settings.places import ROUTING, STATE
 
 PROJECT = Path(__file__).parent.parent
 #: Where a service is looked for that somebody may have left running.
@@ -46,11 +47,13 @@ class OwnService(Service):
 
     @property
     def environment(self) -> dict[str, str]:
+        # What is asked for elsewhere is neither followed nor moved.
+        kept = {name: value for name, value in os.environ.items() if name != ROUTING}
         return {
-            **os.environ,
+            **kept,
             "BENTOML_HOME": str(self.folder / "bentoml"),
             "BENTOML_DO_NOT_TRACK": "True",
-            "SERVING_STATE": str(self.folder / "state"),
+            STATE: str(self.folder / "state"),
         }
 
     def start(self) -> None:
