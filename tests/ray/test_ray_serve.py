@@ -247,10 +247,11 @@ def test_a_release_that_cannot_start_leaves_the_one_before_and_says_why(
             await asyncio.to_thread(eventually, failed, "the failure", START)
 
     def failed() -> bool:
-        return "serving-3.yaml: engine.nmae" in str(deployed.cluster.application())
+        return deployed.cluster.application().get("status") == "DEPLOY_FAILED"
 
     asyncio.run(fail())
     assert_whole(asked)
+    assert "serving-3.yaml: engine.nmae" in str(deployed.cluster.application())
     assert before <= set(deployed.cluster.replicas())
     deployed.config = good  # the way back
     deployed.deploy()
