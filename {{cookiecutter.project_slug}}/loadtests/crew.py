@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from locust.runners import LocalRunner, MasterRunner, Runner, WorkerRunner
 from loadtests.asker import Asker, Target
 from loadtests.clock import Clock, Pulse
 from loadtests.generator import Generator
+from loadtests.ports import free_port
 from loadtests.prompts import PromptsError, Recorded
 from loadtests.results import Sample, Stage
 from loadtests.workload import Plan, Scale, Workload
@@ -158,7 +158,7 @@ class Crew:
         environment = Environment(user_classes=[])
         self._runner: LocalRunner | MasterRunner
         if self._parts:
-            host, port = bind[0], bind[1] or _free_port(bind[0])
+            host, port = bind[0], bind[1] or free_port(bind[0])
             self._runner = environment.create_master_runner(host, port)
             here = "127.0.0.1" if host in ("0.0.0.0", "*") else host  # noqa: S104 - asked for
             self._processes = [_start_worker(f"{here}:{port}") for _ in range(workers)]
@@ -257,10 +257,3 @@ def work(address: str) -> None:
 def _start_worker(address: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "loadtests", "worker", address]
     return subprocess.Popen(command, cwd=HERE.parent, stdin=subprocess.DEVNULL)
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind(("" if host == "*" else host, 0))
-        port: int = probe.getsockname()[1]
-        return port

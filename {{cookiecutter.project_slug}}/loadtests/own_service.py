@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import gevent
 import httpx
 import psutil
 
+from loadtests.ports import free_port
 from loadtests.service import CannotRun, Service
 from serving.runtime.store import ModelStore, bentoml_home
 from serving.settings import SettingsError, config_file, load_settings
@@ -38,7 +38,7 @@ class OwnService(Service):
     """The project's own service, on a free port of loopback; all that it writes is in `folder`."""
 
     def __init__(self, folder: Path, log: Path) -> None:
-        super().__init__(f"http://127.0.0.1:{_free_port()}")
+        super().__init__(f"http://127.0.0.1:{free_port()}")
         self.folder = folder
         self.log = log
         self.started = 0.0
@@ -202,10 +202,3 @@ def _family(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

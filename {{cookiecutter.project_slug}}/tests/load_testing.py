@@ -65,6 +65,26 @@ def passed(*words: str, **environment: str) -> Report:
     return done.report
 
 
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """A load test that goes on beside the test."""
+    return subprocess.Popen(
+        command(folder, *words),
+        cwd=PROJECT,
+        env=surroundings({}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until_warm(process: subprocess.Popen[str]) -> None:
+    """Until its warm-up is over."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "warm-up:" in line:
+            return
+
+
 def command(folder: Path, *words: str) -> list[str]:
     return [sys.executable, "-m", "loadtests", *words, "--out", str(folder)]
 

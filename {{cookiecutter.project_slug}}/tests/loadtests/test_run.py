@@ -15,7 +15,17 @@ import httpx
 import pytest
 from commands import new_key
 from live_service import PROJECT, Service, eventually, free_port
-from load_testing import KEY, bare_engine, command, load_test, own_service, passed, surroundings
+from load_testing import (
+    KEY,
+    bare_engine,
+    command,
+    load_test,
+    own_service,
+    passed,
+    start,
+    surroundings,
+    until_warm,
+)
 
 from loadtests.results import read
 
@@ -110,25 +120,19 @@ def test_workers_share_the_schedule_and_offer_the_same(service: Service) -> None
 
 def test_workers_of_other_machines_are_waited_for(service: Service, tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
-    master = subprocess.Popen(
-        command(
-            tmp_path,
-            "load",
-            "--url",
-            service.url,
-            "--rate",
-            "20",
-            "--seconds",
-            "1s",
-            "--others",
-            "1",
-            "--bind",
-            address,
-        ),
-        cwd=PROJECT,
-        env=surroundings({}),
-        stdout=subprocess.PIPE,
-        text=True,
+    master = start(
+        tmp_path,
+        "load",
+        "--url",
+        service.url,
+        "--rate",
+        "20",
+        "--seconds",
+        "1s",
+        "--others",
+        "1",
+        "--bind",
+        address,
     )
     other = subprocess.Popen(
         [*command(tmp_path)[:3], "worker", address], cwd=PROJECT, env=surroundings({})
@@ -204,17 +208,8 @@ def test_a_late_generator_warns_that_its_times_are_wrong(service: Service) -> No
 
 
 def test_a_stopped_run_leaves_its_report(service: Service, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(tmp_path, "load", "--url", service.url, "--rate", "20", "--seconds", "60s"),
-        cwd=PROJECT,
-        env=surroundings({}),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "warm-up:" in line:
-            break
+    process = start(tmp_path, "load", "--url", service.url, "--rate", "20", "--seconds", "60s")
+    until_warm(process)
     time.sleep(2)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
@@ -306,32 +301,13 @@ def test_a_service_that_does_not_start_says_why(serve: Serve, tmp_path: Path) ->
 def test_a_worker_that_goes_away_ends_the_run(service: Service, tmp_path: Path) -> None:
     import psutil
 
-    process = subprocess.Popen(
-        command(
-            tmp_path,
-            "load",
-            "--url",
-            service.url,
-            "--rate",
-            "20",
-            "--seconds",
-            "60s",
-            "--workers",
-            "1",
-        ),
-        cwd=PROJECT,
-        env=surroundings({}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    process = start(
+        tmp_path, "load", "--url", service.url, "--rate", "20", "--seconds", "60s", "--workers", "1"
     )
     try:
         me = psutil.Process(process.pid)
         worker = eventually(me.children, "the worker runs")[0]
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "warm-up:" in line:
-                break
+        until_warm(process)
         worker.kill()
         _, err = process.communicate(timeout=60)
     finally:
