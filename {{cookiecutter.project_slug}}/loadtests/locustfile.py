@@ -16,6 +16,7 @@ from itertools import count
 from locust import User, between, events, task
 from locust.argument_parser import LocustArgumentParser
 
+from loadtests import interrupt
 from loadtests.asker import Asker, Target
 from loadtests.clock import Clock
 from loadtests.results import Sample
@@ -34,6 +35,11 @@ def options(parser: LocustArgumentParser) -> None:
     group.add_argument("--model", default="chat", help="The model's name.")
     group.add_argument("--workload", default="short", choices=sorted(PRESETS))
     group.add_argument("--seed", type=int, default=0, help="The same seed offers the same work.")
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def heed_interrupts(**_: object) -> None:
+    interrupt.heed()
 
 
 class Client(User):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from loadtests import interrupt
 from loadtests import report as reports
 from loadtests.compare import compare
 from loadtests.options import Options
@@ -40,6 +41,7 @@ def perform(
 ) -> int:
     """Runs the scenario and leaves its report in `folder`, also of a run that is stopped. Returns
     the exit code. Raises `CannotRun` and the like."""
+    interrupt.heed()
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, WIDE)
