@@ -17,4 +17,4 @@ def heed() -> None:
 
 
 def _interrupt() -> None:
-    raise KeyboardInterrupt
+    gevent.get_hub().handle_system_error(KeyboardInterrupt, KeyboardInterrupt())
