@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import gevent
 import msgspec
-from geventhttpclient import HTTPClient
-from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketPoolResponse
+from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketResponse
 
+from loadtests.connections import Connection, Connections
 from loadtests.results import Operation, Sample
 
 PATHS: dict[Operation, str] = {
@@ -103,20 +103,20 @@ class Asker:
         self._clock = clock
         self._patience = patience
         address = urlsplit(target.url)
-        self._prefix = address.path.rstrip("/").removesuffix("/v1")
-        self._headers = {"content-type": "application/json", "accept": "*/*"}
-        if key:
-            self._headers["authorization"] = f"Bearer {key}"
-        self._client = HTTPClient.from_url(
-            f"{address.scheme}://{address.netloc}",
-            concurrency=1_000_000,  # an open loop waits for nobody, a free connection neither
-            connection_timeout=10.0,
-            network_timeout=patience,
-            block_size=65536,
-        )
+        prefix = address.path.rstrip("/").removesuffix("/v1")
+        host = address.netloc.rpartition("@")[2]
+        authorization = f"authorization: Bearer {key}\r\n" if key else ""
+        self._heads = {
+            operation: (
+                f"POST {prefix}{path} HTTP/1.1\r\nhost: {host}\r\naccept: */*\r\n{authorization}"
+                "content-type: application/json\r\ncontent-length: "
+            ).encode("latin-1")
+            for operation, path in PATHS.items()
+        }
+        self._connections = Connections(address)
 
     def close(self) -> None:
-        self._client.close()
+        self._connections.close()
 
     def ask(self, question: Question, *, stage: int, due: float) -> tuple[Sample, str]:
         """The sample, and the text of a chat's answer. Raises nothing that a server may cause."""
@@ -149,10 +149,8 @@ class Asker:
         return sample, "".join(heard.text)
 
     def _exchange(self, operation: Operation, body: bytes, heard: _Heard, sample: Sample) -> None:
-        response = self._client.request(
-            "POST", self._prefix + PATHS[operation], body=body, headers=self._headers
-        )
-        with response:
+        request = b"%b%d\r\n\r\n%b" % (self._heads[operation], len(body), body)
+        with self._connections.post(request) as (response, connection):
             sample.status = response.status_code
             sample.version = str(response.get("x-served-version", "") or "")
             sample.label = str(response.get("x-served-label", "") or "")
@@ -161,26 +159,28 @@ class Asker:
                 if response.status_code in REFUSED:
                     sample.outcome = "refused"
             elif str(response.get("content-type", "")).startswith("text/event-stream"):
-                self._read_stream(response, heard, sample)
+                self._read_stream(response, connection, heard, sample)
             else:
                 self._read_reply(response, heard, sample)
+                heard.ended = connection.at
 
-    def _read_stream(self, response: HTTPSocketPoolResponse, heard: _Heard, sample: Sample) -> None:
+    def _read_stream(
+        self, response: HTTPSocketResponse, connection: Connection, heard: _Heard, sample: Sample
+    ) -> None:
         for data in _events(response):
-            at = time.perf_counter()
             if data == b"[DONE]":
-                heard.ended = at
+                heard.ended = connection.at
                 continue
             reply = msgspec.json.decode(data, type=_Reply)
             if reply.error is not None:
                 sample.error = _code(reply.error) or "error event"
                 return
-            heard.event(reply, at)
+            heard.event(reply, connection.at)
         if heard.ended is None and (self.target.dialect == "openai" or not heard.finish):
             raise _Truncated("the stream ended without [DONE]")
         sample.outcome = "whole"
 
-    def _read_reply(self, response: HTTPSocketPoolResponse, heard: _Heard, sample: Sample) -> None:
+    def _read_reply(self, response: HTTPSocketResponse, heard: _Heard, sample: Sample) -> None:
         reply = msgspec.json.decode(response.read(), type=_Reply)
         heard.whole_reply(reply)
         sample.outcome = "whole"
@@ -266,7 +266,7 @@ class _Heard:
             sample.tokens_out = self.usage.completion_tokens
 
 
-def _events(response: HTTPSocketPoolResponse) -> Iterator[bytes]:
+def _events(response: HTTPSocketResponse) -> Iterator[bytes]:
     """The data of each server-sent event, as it comes; https://html.spec.whatwg.org/#event-stream.
     OpenAI's events are one line of data each."""
     while line := response.readline(b"\n"):
@@ -274,7 +274,7 @@ def _events(response: HTTPSocketPoolResponse) -> Iterator[bytes]:
             yield line[5:].strip()
 
 
-def _told(response: HTTPSocketPoolResponse) -> str:
+def _told(response: HTTPSocketResponse) -> str:
     """An error reply's code, with its status."""
     try:
         error = msgspec.json.decode(response.read(), type=_Reply).error

@@ -3,8 +3,9 @@
 Locust brings the workers together and carries the messages. Its users and statistics are not used:
 the statistics round response times, and users that each wait for an answer cannot keep a schedule.
 
-Messages to a worker: `setup`, `stage`, `enough`, `halt`. From one: `samples`, `pulse`, `done`,
-`failed`.
+Messages to a worker: `setup`, `stage`, `enough`, `halt`. From one: `here`, `samples`, `pulse`,
+`done`, `failed`. Locust knows a worker a moment before that worker knows its messages, and drops
+what nobody waits for: nothing is sent before it says that it is `here`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, Runner, WorkerRunner
 
 from loadtests.asker import Asker, Target
-from loadtests.clock import Clock, Pulse
+from loadtests.clock import Clock, Pulse, still
 from loadtests.generator import Generator
 from loadtests.ports import free_port
 from loadtests.prompts import PromptsError, Recorded
@@ -153,26 +154,29 @@ class Crew:
         logging.getLogger("locust").setLevel(logging.ERROR)
         self._on_samples, self._on_pulse = on_samples, on_pulse
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._done, self._all_done, self._failed = 0, Event(), ""
+        self._here, self._done, self._all_done, self._failed = 0, 0, Event(), ""
         self._parts = workers + others
         environment = Environment(user_classes=[])
         self._runner: LocalRunner | MasterRunner
         if self._parts:
             host, port = bind[0], bind[1] or free_port(bind[0])
             self._runner = environment.create_master_runner(host, port)
-            here = "127.0.0.1" if host in ("0.0.0.0", "*") else host  # noqa: S104 - asked for
-            self._processes = [_start_worker(f"{here}:{port}") for _ in range(workers)]
-            self._wait_for_workers()
         else:
             self._runner = environment.create_local_runner()
-            Hand(self._runner)
         for name, listener in (
+            ("here", self._one_here),
             ("samples", self._samples),
             ("pulse", self._pulse),
             ("done", self._one_done),
             ("failed", self._one_failed),
         ):
             self._runner.register_message(name, listener)
+        if self._parts:
+            here = "127.0.0.1" if host in ("0.0.0.0", "*") else host  # noqa: S104 - asked for
+            self._processes = [_start_worker(f"{here}:{port}") for _ in range(workers)]
+            self._wait_for_workers()
+        else:
+            Hand(self._runner)
         self._send("setup", setup)
 
     def run(self, number: int, stage: Stage, begin: float) -> None:
@@ -213,11 +217,11 @@ class Crew:
 
     def _wait_for_workers(self) -> None:
         deadline = time.monotonic() + PATIENCE
-        while (came := len(self._workers())) < self._parts:
+        while self._here < self._parts:
             if time.monotonic() > deadline or any(p.poll() is not None for p in self._processes):
                 self.close()
                 raise CrewError(
-                    f"{came} of {self._parts} load workers came: start the others with "
+                    f"{self._here} of {self._parts} load workers came: start the others with "
                     "`python -m loadtests worker HOST:PORT`, and open that port to them."
                 )
             gevent.sleep(0.05)
@@ -225,6 +229,9 @@ class Crew:
     def _send(self, name: str, data: Any, worker: str | None = None) -> None:
         # Plain values, although both sides of a local runner are in this process.
         cast(Any, self._runner).send_message(name, msgspec.to_builtins(data), worker)
+
+    def _one_here(self, environment: Environment, msg: Any) -> None:
+        self._here += 1
 
     def _samples(self, environment: Environment, msg: Any) -> None:
         self._on_samples(msgspec.convert(msg.data["samples"], list[Sample]))
@@ -251,6 +258,8 @@ def work(address: str) -> None:
     logging.getLogger("locust").setLevel(logging.ERROR)
     runner: WorkerRunner = Environment(user_classes=[]).create_worker_runner(host, int(port))
     Hand(runner)
+    runner.send_message("here")
+    still()
     runner.greenlet.join()
 
 

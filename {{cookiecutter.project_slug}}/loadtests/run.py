@@ -6,7 +6,6 @@ stopped.
 
 from __future__ import annotations
 
-import gc
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from rich.console import Console
 
 from loadtests import interrupt
 from loadtests import report as reports
+from loadtests.clock import still
 from loadtests.compare import compare
 from loadtests.options import Options
 from loadtests.own_service import OwnService, project_model, under_test
@@ -46,9 +46,7 @@ def perform(
     if not console.is_terminal:
         console.width = max(console.width, WIDE)
     reports.make(folder)
-    # What is loaded by now stays; left to the collector, walking it delays every time stamp.
-    gc.collect()
-    gc.freeze()
+    still()
     stopped = False
     with (
         _kept_if_used(folder),

@@ -598,7 +598,8 @@ class Stats:
     `counted` has the tokens of each request whose script has a name: its prompt's, all that were
     generated for it, and the thoughts among them. `traces` are the `traceparent` headers that
     came, `spans` when each whole answer began and was about to end, by the clock that all
-    processes of a machine share, and `waits` the seconds from its request to that beginning."""
+    processes of a machine share, and `waits` the seconds from the first byte of its request to that
+    beginning."""
 
     pid: int = dataclasses.field(default_factory=os.getpid)
     child: int | None = None
@@ -708,6 +709,7 @@ class Connection(asyncio.Protocol):
         self.task: asyncio.Task[None] | None = None
         self.can_write = asyncio.Event()
         self.can_write.set()
+        self.came = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # uvloop's is no subclass
@@ -730,6 +732,9 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.can_write.set()
+
+    def on_message_begin(self) -> None:
+        self.came = time.monotonic()
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -798,7 +803,6 @@ class Connection(asyncio.Protocol):
             self.reply(*refusal)
             return
         script = self.script_of(texts[-1])
-        came = time.monotonic()
         if script.fault is not None and await self.strike_early(script.fault, dialect):
             return
         if not dialect.late_head:
@@ -808,7 +812,7 @@ class Connection(asyncio.Protocol):
         if dialect.late_head:
             self.transport.write(HEAD)
         dialect.prompt_tokens = prompt_tokens
-        server.stats.waits.append(time.monotonic() - came)
+        server.stats.waits.append(time.monotonic() - self.came)
         try:
             await self.stream(script, dialect)
         finally:
