@@ -4,6 +4,8 @@ what they used in `cli_usage.py`."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,6 +26,7 @@ from serving.cli_usage import usage
 from serving.environments import NotInstalled
 from serving.packaging.contents import NotPacked
 from serving.runtime.checks import ModelRefused
+from serving.runtime.files import FULL
 from serving.runtime.source import fetch
 from serving.runtime.store import ModelStore, StoreError, check_name
 from serving.settings import SettingsError
@@ -137,6 +140,18 @@ _TOLD = (
 )
 
 
+def _of_files(error: OSError) -> str:
+    """What copies a tree gathers its errors, and one that copies a file names the source first."""
+    gathered = str(error.args[0][0][2]) if isinstance(error, shutil.Error) else ""
+    place = error.filename2 or error.filename
+    if error.errno in FULL or any(os.strerror(number) in gathered for number in FULL):
+        return (
+            f"no space is left for {place or 'the model store or a Bento'}: free some (`serving "
+            "models delete`, `bentoml delete`), or name a larger disk in BENTOML_HOME and TMPDIR."
+        )
+    return f"{place or 'the model store'}: {error.strerror or gathered or error}."
+
+
 def main() -> None:
     """Runs the command line; what goes wrong is one sentence, and exit status 1."""
     try:
@@ -144,7 +159,7 @@ def main() -> None:
     except _TOLD as error:
         sys.exit(f"serving: {error}")
     except OSError as error:
-        sys.exit(f"serving: {error.filename or 'the model store'}: {error.strerror}.")
+        sys.exit(f"serving: {_of_files(error)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -236,3 +238,32 @@ def test_a_process_of_its_own_imports_and_fails_in_the_same_way(
     assert "Imported" not in failed.stdout
     assert failed.stderr.startswith("serving: ")
     assert failed.stderr.count("\n") == 1
+
+
+def copy_a_file(folder: Path) -> None:
+    shutil.copyfile(folder / "from/weights", "/dev/full")
+
+
+def copy_a_tree(folder: Path) -> None:
+    (folder / "to").mkdir()
+    (folder / "to/weights").symlink_to("/dev/full")
+    shutil.copytree(folder / "from", folder / "to", dirs_exist_ok=True)
+
+
+def write(_: Path) -> None:
+    with open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"x")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+@pytest.mark.parametrize("work", [copy_a_file, copy_a_tree, write])
+def test_a_full_disk_is_one_sentence(
+    work: Callable[[Path], None], serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from/weights").write_bytes(b"x" * 100)
+    monkeypatch.setattr(cli, "app", lambda: work(tmp_path))
+    done = serving("bento")
+    assert done.status == 1
+    assert re.fullmatch(r"serving: no space is left for \S+.*: free some .*TMPDIR\.\n", done.err)
+    assert str(tmp_path / "from") not in done.err

@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from serving.runtime.checks import FileRecord, ModelRefused
+from serving.runtime.files import FULL
 from serving.runtime.manifest import check_safe, check_whole
-from serving.runtime.remote import FULL, Remote
+from serving.runtime.remote import Remote
 from serving.runtime.store import ModelStore, StoreError, Version, split_tag
 
 #: Bytes fetched or sent at a time; what a cut connection may lose of each file.

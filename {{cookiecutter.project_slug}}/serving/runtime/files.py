@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+#: What the system calls a disk or a quota without space.
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def replace_file(path: Path, text: str) -> None:

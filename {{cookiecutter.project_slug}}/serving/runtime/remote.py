@@ -10,7 +10,6 @@ one tag never mix their files, and a file that is there is whole: it got its nam
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 from collections.abc import Iterator
@@ -24,13 +23,11 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from serving.runtime.files import replace_file
+from serving.runtime.files import FULL, replace_file
 from serving.runtime.manifest import MAX_SIZE, from_json, to_json
 from serving.runtime.store import StoreError, Version, split_tag
 
 MANIFEST = "manifest.json"
-#: What the system calls a disk or a quota without space.
-FULL = {errno.ENOSPC, errno.EDQUOT}
 #: The extra of pyproject.toml that brings what speaks a scheme.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _CREDENTIALS = {
