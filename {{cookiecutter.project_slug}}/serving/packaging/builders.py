@@ -87,9 +87,13 @@ def run(command: list[str], environment: Mapping[str, str] | None = None) -> Non
         errors="replace",
     ) as process:
         assert process.stdout is not None
+        within = False
         for line in process.stdout:
-            sys.stderr.write(line)
             lines.append(line)
+            # BentoML's own frames, around what the builder said, tell nobody anything.
+            within = line.startswith("Traceback (") or (within and line.startswith(" "))
+            if not within:
+                sys.stderr.write(line)
     if process.returncode != 0:
         raise NotPacked(_advice("".join(lines), command[0]))
 
