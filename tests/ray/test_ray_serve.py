@@ -207,6 +207,11 @@ def test_replicas_follow_the_routing_without_a_restart_or_a_broken_stream(
     assert [told.version for told in asked.told[:4]] == ["chat:2"] * 4
     assert [told.version for told in asked.told[-10:]] == ["chat:1"] * 10
     assert set(deployed.cluster.replicas()) == before
+    refused = httpx.put(
+        f"{deployed.cluster.url}/admin/models/chat/labels/production", json={"version": 1}
+    )
+    assert refused.status_code == 409
+    assert "change it where it comes from" in refused.json()["error"]["message"]
 
 
 def test_a_release_rolls_without_a_failed_request(deployed: Deployed) -> None:

@@ -6,8 +6,10 @@ revision; when somebody was faster the change is refused, so that no operator ov
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +85,8 @@ class RoutingFile:
         return True
 
     def change(self, make: Callable[[Routing], Routing], *, revision: int | None = None) -> Routing:
-        """Writes what `make` makes of the newest document, and holds it from then on.
+        """Writes what `make` makes of the newest document, and holds it from then on. A read-only
+        file is somebody else's, as on Ray, also where this user could replace it.
 
         With `revision`, only if the document is at that. Raises `RevisionConflict`,
         `RoutingFileError`, and what `make` raises; then nothing is changed.
@@ -94,6 +97,8 @@ class RoutingFile:
                 self._refresh()
                 if self.fault:
                     raise RoutingFileError(self.fault)
+                if self.path.exists() and not self.path.stat().st_mode & stat.S_IWUSR:
+                    raise PermissionError(errno.EROFS, "it is read-only")
                 if revision is not None and revision != self.routing.revision:
                     raise RevisionConflict(self.routing.revision)
                 routing = make(self.routing)

@@ -165,6 +165,16 @@ def test_where_nobody_may_write_a_change_says_so(tmp_path: Path) -> None:
         file.change(to(1))
 
 
+def test_a_read_only_file_is_changed_by_its_owner_alone(tmp_path: Path) -> None:
+    file = RoutingFile(tmp_path / "routing.json")
+    file.change(to(1))
+    file.path.chmod(0o444)
+    text = file.path.read_text()
+    with pytest.raises(RoutingFileError, match=r"read-only.*change it where it comes from"):
+        file.change(to(2))
+    assert (file.path.read_text(), production(file)) == (text, 1)
+
+
 #: Label number and revision go together, so that a mixture would show.
 WRITER = """
 import sys
