@@ -10,6 +10,7 @@ one tag never mix their files, and a file that is there is whole: it got its nam
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "gcs": "set GOOGLE_APPLICATION_CREDENTIALS",
 }
+# It prints its retries and their tracebacks, where one sentence of ours says what went wrong.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+
 #: How the clients of object stores name what went wrong: they share no classes.
 _REFUSED = re.compile(r"(\w*Credentials|Refresh|TokenRetrieval)\w*Error|\w*Denied")
 _UNREACHABLE = re.compile(r"\w*(Connection|Connect|Timeout|DNS|SSL)\w*(Error)?")
