@@ -8,7 +8,6 @@ for the 1,000th open file `select` fails, and each request connects anew.
 from __future__ import annotations
 
 import select
-import ssl
 import struct
 import sys
 import time
@@ -19,6 +18,7 @@ from urllib.parse import SplitResult
 
 import gevent.monkey
 import gevent.socket
+import gevent.ssl
 from gevent.socket import IPPROTO_TCP, SOL_SOCKET, TCP_NODELAY
 from geventhttpclient.response import HTTPSocketResponse
 
@@ -131,5 +131,5 @@ class Connections:
 
 
 @cache
-def _trust() -> ssl.SSLContext:
-    return ssl.create_default_context()
+def _trust() -> gevent.ssl.SSLContext:
+    return gevent.ssl.create_default_context()
