@@ -6,6 +6,7 @@ import csv
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +119,28 @@ def test_workers_share_the_schedule_and_offer_the_same(service: Service) -> None
     assert together.plan["generators"] == "2"
 
 
-def test_workers_of_other_machines_are_waited_for(service: Service, tmp_path: Path) -> None:
+#: A worker that knows its messages only a while after its master knows it.
+SLOW = """
+import sys, gevent, locust
+from loadtests import crew
+
+begin = crew.Hand.__init__
+
+def late(hand, runner):
+    gevent.sleep(1)
+    begin(hand, runner)
+
+crew.Hand.__init__ = late
+crew.work(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(
+    "program", [["-m", "loadtests", "worker"], ["-c", SLOW]], ids=["usual", "slow"]
+)
+def test_workers_of_other_machines_are_waited_for(
+    program: list[str], service: Service, tmp_path: Path
+) -> None:
     address = f"127.0.0.1:{free_port()}"
     master = start(
         tmp_path,
@@ -134,9 +156,7 @@ def test_workers_of_other_machines_are_waited_for(service: Service, tmp_path: Pa
         "--bind",
         address,
     )
-    other = subprocess.Popen(
-        [*command(tmp_path)[:3], "worker", address], cwd=PROJECT, env=surroundings({})
-    )
+    other = subprocess.Popen([sys.executable, *program, address], cwd=PROJECT, env=surroundings({}))
     try:
         out, _ = master.communicate(timeout=60)
         assert master.returncode == 0, out
