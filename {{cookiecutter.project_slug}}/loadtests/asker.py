@@ -75,6 +75,17 @@ class Ticks(Protocol):
     def now(self) -> float: ...
 
 
+class BadKey(Exception):
+    """The message says what is wrong with a key and what to do, and does not hold the key."""
+
+
+def usable(key: str) -> str:
+    """The key, empty for none. Raises `BadKey` for one that is no value of an HTTP header."""
+    if not (key.isascii() and key.isprintable()):
+        raise BadKey("The key holds what no HTTP header can carry: give it alone, on one line.")
+    return key
+
+
 class _Truncated(Exception):
     """The reply ended before its end."""
 
@@ -95,7 +106,8 @@ class Target(msgspec.Struct, frozen=True):
 class Asker:
     """Asks one server, on connections that are kept, as many as are needed.
 
-    `key` is sent as OpenAI's clients send theirs. `patience`: seconds for a whole answer.
+    `key` is sent as OpenAI's clients send theirs. `patience`: seconds for a whole answer. Raises
+    `BadKey`.
     """
 
     def __init__(self, target: Target, key: str, clock: Ticks, patience: float = 300.0) -> None:
@@ -105,7 +117,7 @@ class Asker:
         address = urlsplit(target.url)
         prefix = address.path.rstrip("/").removesuffix("/v1")
         host = address.netloc.rpartition("@")[2]
-        authorization = f"authorization: Bearer {key}\r\n" if key else ""
+        authorization = f"authorization: Bearer {usable(key)}\r\n" if key else ""
         self._heads = {
             operation: (
                 f"POST {prefix}{path} HTTP/1.1\r\nhost: {host}\r\naccept: */*\r\n{authorization}"

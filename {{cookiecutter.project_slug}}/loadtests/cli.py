@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from loadtests.arguments import above_zero, address, arrivals_of, plan_of, slo_of, within
+from loadtests.asker import BadKey
 from loadtests.crew import CrewError, work
 from loadtests.lengths import FORMS as LENGTHS
 from loadtests.lengths import LengthError
@@ -186,6 +187,7 @@ def run(
         UnreadableReport,
         CannotRun,
         CrewError,
+        BadKey,
         NotWritten,
     ) as error:
         errors.print(f"loadtests: {error}", style="red", highlight=False, soft_wrap=True)

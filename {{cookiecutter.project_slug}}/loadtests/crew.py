@@ -26,7 +26,7 @@ from gevent.event import Event
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, Runner, WorkerRunner
 
-from loadtests.asker import Asker, Target
+from loadtests.asker import Asker, BadKey, Target
 from loadtests.clock import Clock, Pulse, still
 from loadtests.generator import Generator
 from loadtests.ports import free_port
@@ -86,13 +86,15 @@ class Hand:
     def _setup(self, environment: Environment, msg: Any) -> None:
         setup = msgspec.convert(msg.data, Setup)
         clock = Clock(setup.epoch)
-        askers = {
-            target.name: Asker(target, os.environ.get(KEYS[target.name], ""), clock, setup.patience)
-            for target in setup.targets
-        }
         try:
+            askers = {
+                target.name: Asker(
+                    target, os.environ.get(KEYS[target.name], ""), clock, setup.patience
+                )
+                for target in setup.targets
+            }
             recorded = Recorded.read(Path(setup.plan.path)) if setup.plan.path else None
-        except PromptsError as error:  # on another machine, where that file must lie too
+        except (PromptsError, BadKey) as error:  # of another machine, where both must be too
             self._runner.send_message("failed", {"why": str(error)})
             return
         workload = Workload(setup.plan, setup.seed, setup.scale, recorded)
@@ -256,10 +258,10 @@ def work(address: str) -> None:
     # Ctrl-C is for the master, who then tells.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("locust").setLevel(logging.ERROR)
+    still()
     runner: WorkerRunner = Environment(user_classes=[]).create_worker_runner(host, int(port))
     Hand(runner)
     runner.send_message("here")
-    still()
     runner.greenlet.join()
 
 

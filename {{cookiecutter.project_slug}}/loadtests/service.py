@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import psutil
 
+from loadtests.asker import usable
 from serving.cli_routing import NotDone, ask
 
 
@@ -33,8 +34,8 @@ class Service:
         self.url = url.rstrip("/").removesuffix("/v1")
 
     def get(self, path: str, timeout: float = 5.0) -> httpx.Response:
-        """Raises `httpx.HTTPError`."""
-        key = os.environ.get("SERVING_KEY")
+        """Raises `httpx.HTTPError` and `BadKey`."""
+        key = usable(os.environ.get("SERVING_KEY", ""))
         headers = {"authorization": f"Bearer {key}"} if key else {}
         return httpx.get(self.url + path, headers=headers, timeout=timeout)
 

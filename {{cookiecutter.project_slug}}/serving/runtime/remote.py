@@ -35,7 +35,7 @@ _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "gcs": "set GOOGLE_APPLICATION_CREDENTIALS",
 }
-# It prints its retries and their tracebacks, where one sentence of ours says what went wrong.
+# gcsfs prints its retries and their tracebacks, where a sentence of ours says what went wrong.
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 #: How the clients of object stores name what went wrong: they share no classes.

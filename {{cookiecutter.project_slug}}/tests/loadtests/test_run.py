@@ -295,6 +295,29 @@ def test_a_model_that_is_not_served_is_told_with_those_that_are(service: Service
     assert "serves no model talk: name one of chat" in told
 
 
+def test_a_key_that_is_no_header_is_told_and_not_shown(service: Service) -> None:
+    done = load_test("load", "--url", service.url, SERVING_KEY="sk-secret\nx-other: y")
+    assert "The key holds what no HTTP header can carry" in done.complaint
+    assert "sk-secret" not in done.out + done.err
+
+
+def test_a_workers_own_bad_key_ends_the_run(service: Service, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    words = ("load", "--url", service.url, "--model", "chat", "--others", "1", "--bind", address)
+    master = start(tmp_path, *words)
+    worker = [sys.executable, "-m", "loadtests", "worker", address]
+    environment = surroundings({"SERVING_KEY": "schlüssel"})
+    other = subprocess.Popen(worker, cwd=PROJECT, env=environment)
+    try:
+        _, err = master.communicate(timeout=60)
+    finally:
+        for process in (master, other):
+            process.kill()
+            process.wait()
+    assert master.returncode == 2
+    assert "A load worker cannot work: The key holds" in err
+
+
 def test_a_missing_and_a_wrong_key_are_told_and_the_right_one_is_taken(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
