@@ -174,6 +174,7 @@ class Service:
             **os.environ,
             "BENTOML_HOME": str(self.home),
             "BENTOML_DO_NOT_TRACK": "True",
+            "PYTHONFAULTHANDLER": "1",  # see `_last_words`
             "SERVING_CONFIG": str(self.config),
         }
         # The drain is the gateway's own; the last is for connections that are still open after it.
@@ -233,11 +234,21 @@ class Service:
             if self.process.poll() is None:
                 self.process.terminate()
             return self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it does not stop\n{self._last_words(left)}") from None
         finally:
             for process in [*left, *self._family()]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             self.process.wait(20)
+
+    def _last_words(self, processes: list[psutil.Process]) -> str:
+        """The log, at its end the stack of every thread of `bentoml serve` and its worker."""
+        for process in processes[:2]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGABRT)
+                process.wait(5)
+        return self.log_text
 
     def _family(self) -> list[psutil.Process]:
         assert self.process is not None

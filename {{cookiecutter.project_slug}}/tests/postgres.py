@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from debian import lacking, running
 from live_service import free_port
 
@@ -54,6 +55,20 @@ class Server:
     def stop(self) -> None:
         """At once, as when its machine loses its power."""
         self._run("pg_ctl", "stop", "--mode=immediate")
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Silent, as when the network to it is gone: its connections stay, and nothing answers."""
+        number = int((self._folder / "postmaster.pid").read_text().splitlines()[0])
+        process = psutil.Process(number)
+        family = [process, *process.children(recursive=True)]
+        for member in family:
+            member.suspend()
+        try:
+            yield
+        finally:
+            for member in family:
+                member.resume()
 
     def make(self, database: str) -> str:
         """Makes it. Returns its URL."""

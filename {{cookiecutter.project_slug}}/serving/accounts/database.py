@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
+from serving.accounts.undisturbed import undisturbed
 from serving.settings import Settings
 
-#: Seconds to wait for a connection, and for another writer of a SQLite file.
+#: Seconds to wait for a connection, for what is done with a few rows, and for another writer of a
+#: SQLite file.
 PATIENCE = 5
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _DRIVERS = {
@@ -50,6 +53,7 @@ class Database:
             self._engine, expire_on_commit=False
         )
 
+    @undisturbed
     async def migrate(self) -> None:
         """Brings the tables up to date; of several services that do so at once, one does. Raises
         `DatabaseError`."""
@@ -59,15 +63,27 @@ class Database:
                     await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
                 await connection.run_sync(_upgrade)
 
+    @asynccontextmanager
+    async def transaction(self, patience: float = PATIENCE) -> AsyncIterator[AsyncSession]:
+        """Is committed at its end. Raises `DatabaseError`, also for a PostgreSQL server that is
+        silent for `patience` seconds. In a SQLite file only another writer takes time, see
+        `_prepare_sqlite`, and it must not be left in the middle, see `undisturbed`."""
+        session: AsyncSession
+        limit = patience if self.url.get_backend_name() == "postgresql" else None
+        with explained(self.url):
+            async with asyncio.timeout(limit), self.session.begin() as session:
+                yield session
+
+    @undisturbed
     async def check(self) -> None:
         """Raises `DatabaseError` when it answers nothing."""
-        with explained(self.url):
-            session: AsyncSession
-            async with self.session() as session:
-                await session.execute(text("SELECT 1"))
+        async with self.transaction() as session:
+            await session.execute(text("SELECT 1"))
 
     async def close(self) -> None:
-        await self._engine.dispose()
+        with suppress(TimeoutError):  # a server that is silent: its connections end with us
+            async with asyncio.timeout(PATIENCE):
+                await self._engine.dispose()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -94,7 +110,10 @@ def explained(url: URL) -> Iterator[None]:
         ) from None
     except (OSError, SQLAlchemyError, TimeoutError) as error:
         cause = getattr(error, "orig", None) or error
-        told = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        if isinstance(cause, TimeoutError):
+            told = "it does not answer"
+        else:
+            told = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise DatabaseError(f"{shown} cannot be used: {told}.") from None
 
 

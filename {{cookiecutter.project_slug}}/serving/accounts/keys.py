@@ -18,8 +18,9 @@ from typing import Literal, get_args
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from serving.accounts.database import Database, explained
+from serving.accounts.database import Database
 from serving.accounts.tables import KeyRow, RevisionRow
+from serving.accounts.undisturbed import undisturbed
 from serving.settings import Quota
 
 Scope = Literal["inference", "admin", "metrics"]
@@ -70,6 +71,7 @@ class Keys:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @undisturbed
     async def create(
         self,
         name: str,
@@ -95,60 +97,59 @@ class Keys:
             expires=None if lifetime is None else now + lifetime,
         )
         text = _issue(row)
-        with explained(self._database.url):
-            async with self._database.session.begin() as session:
-                session.add(row)
-                await _changed(session)
+        async with self._database.transaction() as session:
+            session.add(row)
+            await _changed(session)
         return _key(row), text
 
+    @undisturbed
     async def list(self) -> list[ApiKey]:
-        with explained(self._database.url):
-            async with self._database.session() as session:
-                rows = await session.scalars(select(KeyRow).order_by(KeyRow.created, KeyRow.id))
-                return [_key(row) for row in rows]
+        async with self._database.transaction() as session:
+            rows = await session.scalars(select(KeyRow).order_by(KeyRow.created, KeyRow.id))
+            return [_key(row) for row in rows]
 
+    @undisturbed
     async def revoke(self, key_id: str) -> ApiKey:
         """For good, and within a second everywhere. Raises `KeyRefused` for an unknown one."""
-        with explained(self._database.url):
-            async with self._database.session.begin() as session:
-                row = await _row(session, key_id)
-                row.revoked = row.revoked or datetime.now(UTC)
-                await _changed(session)
+        async with self._database.transaction() as session:
+            row = await _row(session, key_id)
+            row.revoked = row.revoked or datetime.now(UTC)
+            await _changed(session)
         return _key(row)
 
+    @undisturbed
     async def rotate(self, key_id: str, *, grace: timedelta) -> tuple[ApiKey, str]:
         """A new key with the rights of a valid one, which itself ends after `grace`. Raises
         `KeyRefused`."""
         now = datetime.now(UTC)
-        with explained(self._database.url):
-            async with self._database.session.begin() as session:
-                old = await _row(session, key_id)
-                state = _key(old).state(now)
-                if state != "valid":
-                    raise KeyRefused(f"The key {key_id} is {state}; create a new one.")
-                new = KeyRow(
-                    name=old.name,
-                    scopes=old.scopes,
-                    models=old.models,
-                    labels=old.labels,
-                    quota=old.quota,
-                    created=now,
-                    expires=old.expires,
-                )
-                text = _issue(new)
-                session.add(new)
-                old.expires = min(now + grace, old.expires or datetime.max.replace(tzinfo=UTC))
-                await _changed(session)
+        async with self._database.transaction() as session:
+            old = await _row(session, key_id)
+            state = _key(old).state(now)
+            if state != "valid":
+                raise KeyRefused(f"The key {key_id} is {state}; create a new one.")
+            new = KeyRow(
+                name=old.name,
+                scopes=old.scopes,
+                models=old.models,
+                labels=old.labels,
+                quota=old.quota,
+                created=now,
+                expires=old.expires,
+            )
+            text = _issue(new)
+            session.add(new)
+            old.expires = min(now + grace, old.expires or datetime.max.replace(tzinfo=UTC))
+            await _changed(session)
         return _key(new), text
 
+    @undisturbed
     async def revision(self) -> int:
         """Another one means that keys have changed."""
-        with explained(self._database.url):
-            async with self._database.session() as session:
-                number = await session.scalar(
-                    select(RevisionRow.number).where(RevisionRow.name == "keys")
-                )
-                return number or 0
+        async with self._database.transaction() as session:
+            number = await session.scalar(
+                select(RevisionRow.number).where(RevisionRow.name == "keys")
+            )
+            return number or 0
 
 
 async def _row(session: AsyncSession, key_id: str) -> KeyRow:

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import msgspec
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from serving.accounts.database import Database, DatabaseError, explained
+from serving.accounts.database import Database, DatabaseError
 from serving.accounts.tables import UsageRow
+from serving.accounts.undisturbed import undisturbed
 from serving.settings import Settings
 
 log = logging.getLogger("bentoml.serving")
@@ -158,6 +158,7 @@ class Ledger(Bookkeeper):
         try:
             await self._insert(entries)
         except DatabaseError:
+            await self._database.check()  # away: no use to try the rows one by one
             refused = 0
             for entry in entries:
                 if await self._is_refused(entry):
@@ -178,14 +179,13 @@ class Ledger(Bookkeeper):
                 await self._database.check()
         return True
 
+    @undisturbed
     async def _insert(self, entries: list[Entry]) -> None:
         dialect = postgresql if self._database.url.get_backend_name() == "postgresql" else sqlite
         rows = [{**msgspec.structs.asdict(e), "day": e.at.date().isoformat()} for e in entries]
         statement = dialect.insert(UsageRow.__table__).on_conflict_do_nothing()
-        with explained(self._database.url):
-            session: AsyncSession
-            async with self._database.session.begin() as session:
-                await session.execute(statement, rows)
+        async with self._database.transaction() as session:
+            await session.execute(statement, rows)
 
     # The spool.
 

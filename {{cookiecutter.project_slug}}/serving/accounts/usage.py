@@ -8,8 +8,12 @@ from typing import Any, Literal, get_args
 import msgspec
 from sqlalchemy import func, select
 
-from serving.accounts.database import Database, explained
+from serving.accounts.database import Database
 from serving.accounts.tables import UsageRow
+from serving.accounts.undisturbed import undisturbed
+
+#: Seconds for a large ledger to be added up.
+PATIENCE = 60
 
 By = Literal["key", "model", "version", "label", "engine", "day"]
 GROUPS: tuple[By, ...] = get_args(By)
@@ -28,6 +32,7 @@ class Used(msgspec.Struct):
     reasoning_tokens: int
 
 
+@undisturbed
 async def used(
     database: Database,
     by: list[By],
@@ -55,9 +60,8 @@ async def used(
     if until is not None:
         query = query.where(UsageRow.day <= until.isoformat())
     query = query.group_by(*columns).order_by(*columns)
-    with explained(database.url):
-        async with database.session() as session:
-            rows = (await session.execute(query)).all()
+    async with database.transaction(PATIENCE) as session:
+        rows = (await session.execute(query)).all()
     return [
         Used(dict(zip(by, row[: len(by)], strict=True)), *(int(n or 0) for n in row[len(by) :]))
         for row in rows

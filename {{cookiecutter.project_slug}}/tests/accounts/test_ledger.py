@@ -14,6 +14,7 @@ from postgres import Server
 from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
+from serving.accounts.accounts import Accounts
 from serving.accounts.database import Database, DatabaseError
 from serving.accounts.ledger import BATCH, Entry, Ledger
 from serving.accounts.tables import UsageRow
@@ -112,6 +113,24 @@ async def test_rows_are_written_in_batches_by_themselves_and_at_the_stop(
     ledger.note(entry())
     await ledger.stop()
     assert await count(database) == 2 * BATCH + 2
+
+
+async def test_a_stop_in_the_middle_of_a_batch_leaves_no_lock(
+    database: Database, ledger: Ledger
+) -> None:
+    """Wherever it finds the batch: each stop comes a little later than the one before."""
+    written = 0
+    for delay in range(60):
+        for _ in range(5):
+            ledger.note(entry())
+        written += 5
+        writing = asyncio.ensure_future(ledger.flush())
+        await asyncio.sleep(delay / 10_000)
+        writing.cancel()
+        await asyncio.wait({writing})
+        async with asyncio.timeout(4):  # less than SQLite waits for a lock
+            await ledger.flush()
+        assert await count(database) == written
 
 
 async def test_what_the_database_cannot_take_waits_for_it(
@@ -281,6 +300,28 @@ async def test_strict_rows_are_all_kept_while_the_database_comes_and_goes(
     await ledger.flush()
     assert (ledger.lost, await count(database)) == (0, 300)
     assert not (state / "ledger.spool").exists()
+
+
+async def test_a_postgresql_server_that_is_silent_holds_nothing_up_for_good(
+    postgres: Server, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_URL", postgres.make("silent"))
+    settings = configure(database={"url_env": "THE_URL"})
+    accounts = Accounts(settings)
+    await accounts.database.migrate()
+    await accounts.start()
+    await accounts.ledger.commit(entry())
+    with postgres.frozen():
+        async with asyncio.timeout(30):
+            await accounts.ledger.commit(entry())
+        assert "does not answer" in accounts.ledger.fault
+        assert accounts.ledger.spooled
+        async with asyncio.timeout(30):
+            await accounts.stop()
+    later = Accounts(settings)
+    await later.ledger.flush()
+    assert await count(later.database) == 2
+    await later.stop()
 
 
 async def test_usage_is_added_up_by_any_groups(either: Database, configure: Configure) -> None:
