@@ -245,7 +245,7 @@ class Service:
     def _last_words(self, processes: list[psutil.Process]) -> str:
         """The log, at its end the stack of every thread of `bentoml serve` and its worker."""
         for process in processes[:2]:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGABRT)
                 process.wait(5)
         return self.log_text
