@@ -53,7 +53,6 @@ class Database:
             self._engine, expire_on_commit=False
         )
 
-    @undisturbed
     async def migrate(self) -> None:
         """Brings the tables up to date; of several services that do so at once, one does. Raises
         `DatabaseError`."""
