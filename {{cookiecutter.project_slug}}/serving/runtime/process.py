@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from serving.runtime import guard
 
@@ -30,14 +32,15 @@ class Exit:
         return "\n    ".join([how, *self.tail[-15:]])
 
 
+#: A guard's process, what it reports, and what closes that.
+_Guarded: TypeAlias = tuple["subprocess.Popen[bytes]", asyncio.StreamReader, asyncio.ReadTransport]
+
+
 class EngineProcess:
     """A running engine. `exited` is done as soon as the process is gone, whoever ended it."""
 
-    def __init__(
-        self, guard_process: subprocess.Popen[bytes], output: asyncio.StreamReader
-    ) -> None:
-        self._guard = guard_process
-        self._output = output
+    def __init__(self, guarded: _Guarded) -> None:
+        self._guard, self._reports, self._transport = guarded
         self.pid: int | None = None
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._watcher = asyncio.ensure_future(self._watch())
@@ -56,16 +59,9 @@ class EngineProcess:
         """Starts `command` under a guard. `secret` is blotted out of the log, lines with `noise` in
         them are left out."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        # Not the loop's own way to start a process: uvloop forks, and meanwhile no stream moves,
-        # for 16 ms in a gateway of 175 MB. Popen starts it with vfork.
-        thread = asyncio.to_thread(_start_guard, {**_inherited(), **environment})
-        starting = asyncio.ensure_future(thread)
-        output = asyncio.StreamReader(limit=REPORT_BYTES)
+        starting = asyncio.ensure_future(_start_guard({**_inherited(), **environment}))
         try:
-            process = await asyncio.shield(starting)
-            await asyncio.get_running_loop().connect_read_pipe(
-                lambda: asyncio.StreamReaderProtocol(output), process.stdout
-            )
+            started = cls(await asyncio.shield(starting))
         except asyncio.CancelledError:
             await _put_away(starting)  # nothing of ours may outlive a stop
             raise
@@ -77,7 +73,6 @@ class EngineProcess:
             "noise": noise,
             "stop_seconds": stop_seconds,
         }
-        started = cls(process, output)
         started._tell(json.dumps(order).encode() + b"\n")
         return started
 
@@ -94,33 +89,56 @@ class EngineProcess:
 
     async def _watch(self) -> None:
         exit_ = Exit(-9, ["the engine's guard process was killed"])
-        async for line in self._output:
-            message = json.loads(line)
-            if "pid" in message:
-                self.pid = message["pid"]
-            else:
-                exit_ = Exit(message["exit"], message["tail"])
+        async for line in self._reports:
+            with contextlib.suppress(ValueError):  # half a line: it was killed as it spoke
+                message = json.loads(line)
+                if "pid" in message:
+                    self.pid = message["pid"]
+                else:
+                    exit_ = Exit(message["exit"], message["tail"])
+        self._transport.close()
         await asyncio.to_thread(self._guard.wait)
         assert self._guard.stdin is not None
         self._guard.stdin.close()
         self.exited.set_result(exit_)
 
 
-def _start_guard(environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", guard.__file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        bufsize=0,
-        env=environment,
-        start_new_session=True,  # a terminal's Ctrl-C is for the gateway
+async def _start_guard(environment: dict[str, str]) -> _Guarded:
+    # Not the loop's own way to start a process: uvloop forks, and meanwhile no stream moves, for
+    # 16 ms in a gateway of 175 MB. Popen starts it with vfork.
+    process, source = await asyncio.to_thread(_popen, environment)
+    reports = asyncio.StreamReader(limit=REPORT_BYTES)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reports), source
     )
+    return process, reports, transport
 
 
-async def _put_away(starting: asyncio.Future[subprocess.Popen[bytes]]) -> None:
+def _popen(environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """The guard, and where it reports. That is a socket because uvloop closes the descriptor of
+    anything else twice, and in between another thread may have got its number for a file."""
+    ours, its_own = socket.socketpair()
+    with its_own:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", guard.__file__],
+                stdin=subprocess.PIPE,
+                stdout=its_own.fileno(),
+                bufsize=0,
+                env=environment,
+                start_new_session=True,  # a terminal's Ctrl-C is for the gateway
+            )
+        except OSError:
+            ours.close()
+            raise
+    return process, ours
+
+
+async def _put_away(starting: asyncio.Future[_Guarded]) -> None:
     """Returns when it is gone: a guard that gets no order ends with its input."""
     with contextlib.suppress(OSError):  # it did not start
-        guard_process = await starting
+        guard_process, _, transport = await starting
+        transport.close()
         assert guard_process.stdin is not None
         guard_process.stdin.close()
         await asyncio.to_thread(guard_process.wait)

@@ -72,6 +72,19 @@ async def test_a_stop_right_after_the_start_is_not_lost(tmp_path: Path) -> None:
     assert process.exited.done()
 
 
+def descriptors() -> set[str]:
+    return {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is open")
+async def test_an_engine_that_is_gone_holds_nothing_open(tmp_path: Path) -> None:
+    await asyncio.to_thread(int)  # the loop's thread is there
+    before = descriptors()
+    await ended(await start(tmp_path, ""))
+    await asyncio.sleep(0.05)  # a closed transport lets go at the loop's next turn
+    assert descriptors() <= before
+
+
 async def test_a_stop_whose_waiter_is_cancelled_still_ends_the_engine(tmp_path: Path) -> None:
     process = await start(tmp_path, "import time; time.sleep(600)")
     stopping = asyncio.ensure_future(process.stop())
