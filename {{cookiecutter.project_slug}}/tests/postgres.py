@@ -7,7 +7,7 @@ import pwd
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -61,14 +61,17 @@ class Server:
         """Silent, as when the network to it is gone: its connections stay, and nothing answers."""
         number = int((self._folder / "postmaster.pid").read_text().splitlines()[0])
         process = psutil.Process(number)
+        process.suspend()
         family = [process, *process.children(recursive=True)]
-        for member in family:
-            member.suspend()
         try:
+            for member in family:
+                with suppress(psutil.NoSuchProcess):  # it was about to end
+                    member.suspend()
             yield
         finally:
             for member in family:
-                member.resume()
+                with suppress(psutil.NoSuchProcess):
+                    member.resume()
 
     def make(self, database: str) -> str:
         """Makes it. Returns its URL."""
