@@ -57,7 +57,7 @@ class Server:
         self._run("pg_ctl", "stop", "--mode=immediate")
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
+    def hanging(self) -> Iterator[None]:
         """Silent, as when the network to it is gone: its connections stay, and nothing answers."""
         number = int((self._folder / "postmaster.pid").read_text().splitlines()[0])
         process = psutil.Process(number)

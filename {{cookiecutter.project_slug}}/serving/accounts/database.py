@@ -43,11 +43,12 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.url = _url(settings)
+        self.postgresql = self.url.get_backend_name() == "postgresql"
         options: dict[str, Any] = {"pool_pre_ping": True}
-        if self.url.get_backend_name() == "postgresql":
+        if self.postgresql:
             options["connect_args"] = {"timeout": PATIENCE}
         self._engine = create_async_engine(self.url, **options)
-        if self.url.get_backend_name() == "sqlite":
+        if not self.postgresql:
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
         self.session: async_sessionmaker[AsyncSession] = async_sessionmaker(
             self._engine, expire_on_commit=False
@@ -56,9 +57,9 @@ class Database:
     async def migrate(self) -> None:
         """Brings the tables up to date; of several services that do so at once, one does. Raises
         `DatabaseError`."""
-        with explained(self.url), self._alone():
+        with _explained(self.url), self._alone():
             async with self._engine.begin() as connection:
-                if self.url.get_backend_name() == "postgresql":
+                if self.postgresql:
                     await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
                 await connection.run_sync(_upgrade)
 
@@ -67,9 +68,8 @@ class Database:
         """Is committed at its end. Raises `DatabaseError`, also for a PostgreSQL server that is
         silent for `patience` seconds. In a SQLite file only another writer takes time, see
         `_prepare_sqlite`, and it must not be left in the middle, see `undisturbed`."""
-        session: AsyncSession
-        limit = patience if self.url.get_backend_name() == "postgresql" else None
-        with explained(self.url):
+        limit = patience if self.postgresql else None
+        with _explained(self.url):
             async with asyncio.timeout(limit), self.session.begin() as session:
                 yield session
 
@@ -86,7 +86,7 @@ class Database:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        if self.url.get_backend_name() != "sqlite" or not self.url.database:
+        if self.postgresql or not self.url.database:
             yield
             return
         file = Path(self.url.database)
@@ -98,7 +98,7 @@ class Database:
 
 
 @contextmanager
-def explained(url: URL) -> Iterator[None]:
+def _explained(url: URL) -> Iterator[None]:
     """What goes wrong with the database inside, as `DatabaseError`."""
     shown = url.render_as_string(hide_password=True)
     try:

@@ -181,7 +181,7 @@ class Ledger(Bookkeeper):
 
     @undisturbed
     async def _insert(self, entries: list[Entry]) -> None:
-        dialect = postgresql if self._database.url.get_backend_name() == "postgresql" else sqlite
+        dialect = postgresql if self._database.postgresql else sqlite
         rows = [{**msgspec.structs.asdict(e), "day": e.at.date().isoformat()} for e in entries]
         statement = dialect.insert(UsageRow.__table__).on_conflict_do_nothing()
         async with self._database.transaction() as session:

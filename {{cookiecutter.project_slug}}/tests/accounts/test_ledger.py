@@ -311,7 +311,7 @@ async def test_a_postgresql_server_that_is_silent_holds_nothing_up_for_good(
     await accounts.database.migrate()
     await accounts.start()
     await accounts.ledger.commit(entry())
-    with postgres.frozen():
+    with postgres.hanging():
         async with asyncio.timeout(30):
             await accounts.ledger.commit(entry())
         assert "does not answer" in accounts.ledger.fault
