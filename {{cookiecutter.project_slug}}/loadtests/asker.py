@@ -15,6 +15,7 @@ from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTP
 
 from loadtests.connections import Connection, Connections
 from loadtests.results import Operation, Sample
+from serving.bearer import usable
 
 PATHS: dict[Operation, str] = {
     "chat": "/v1/chat/completions",
@@ -73,17 +74,6 @@ class Ticks(Protocol):
     """A clock: seconds on the run's line of time."""
 
     def now(self) -> float: ...
-
-
-class BadKey(Exception):
-    """The message says what is wrong with a key and what to do, and does not hold the key."""
-
-
-def usable(key: str) -> str:
-    """The key, empty for none. Raises `BadKey` for one that is no value of an HTTP header."""
-    if not (key.isascii() and key.isprintable()):
-        raise BadKey("The key holds what no HTTP header can carry: give it alone, on one line.")
-    return key
 
 
 class _Truncated(Exception):

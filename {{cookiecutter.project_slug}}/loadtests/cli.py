@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 
 from loadtests.arguments import above_zero, address, arrivals_of, plan_of, slo_of, within
-from loadtests.asker import BadKey
 from loadtests.crew import CrewError, work
 from loadtests.lengths import FORMS as LENGTHS
 from loadtests.lengths import LengthError
@@ -31,6 +30,7 @@ from loadtests.run import CANNOT_RUN, perform, raise_open_file_limit
 from loadtests.scenarios import SCENARIOS
 from loadtests.service import CannotRun
 from loadtests.workload import PRESETS
+from serving.bearer import BadKey
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -26,13 +26,14 @@ from gevent.event import Event
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, Runner, WorkerRunner
 
-from loadtests.asker import Asker, BadKey, Target
+from loadtests.asker import Asker, Target
 from loadtests.clock import Clock, Pulse, still
 from loadtests.generator import Generator
 from loadtests.ports import free_port
 from loadtests.prompts import PromptsError, Recorded
 from loadtests.results import Sample, Stage
 from loadtests.workload import Plan, Scale, Workload
+from serving.bearer import BadKey
 
 HERE = Path(__file__).parent
 #: Where each target's key is: a command line can be read by every user of the machine.

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import psutil
 
-from loadtests.asker import usable
+from serving.bearer import authorization
 from serving.cli_routing import NotDone, ask
 
 
@@ -35,9 +35,7 @@ class Service:
 
     def get(self, path: str, timeout: float = 5.0) -> httpx.Response:
         """Raises `httpx.HTTPError` and `BadKey`."""
-        key = usable(os.environ.get("SERVING_KEY", ""))
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        return httpx.get(self.url + path, headers=headers, timeout=timeout)
+        return httpx.get(self.url + path, headers=authorization(), timeout=timeout)
 
     def ready(self) -> bool:
         try:
@@ -75,7 +73,7 @@ class Service:
     # The admin API.
 
     def admin(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Raises `CannotRun` with what the service told."""
+        """Raises `CannotRun` with what the service told, and `BadKey`."""
         try:
             return ask(method, self.url, path, body)
         except NotDone as error:

@@ -18,6 +18,7 @@ from rich.table import Table
 from serving import cli_package, cli_routing, cli_transfer
 from serving.accounts.database import DatabaseError
 from serving.accounts.keys import KeyRefused
+from serving.bearer import BadKey
 from serving.cli_engine import engine
 from serving.cli_keys import keys
 from serving.cli_rollout import rollout
@@ -135,7 +136,7 @@ def delete_model(tag: Annotated[str, typer.Argument(help="NAME:NUMBER")]) -> Non
 
 
 _TOLD = (
-    *(StoreError, ModelRefused, SettingsError, NotInstalled, cli_routing.NotDone),
+    *(StoreError, ModelRefused, SettingsError, NotInstalled, cli_routing.NotDone, BadKey),
     *(DatabaseError, KeyRefused, NotPacked),
 )
 

@@ -4,7 +4,6 @@ service, by its admin API."""
 from __future__ import annotations
 
 import getpass
-import os
 import re
 import time
 from typing import Annotated, Any
@@ -15,6 +14,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from serving.bearer import authorization
 
 #: Seconds between two looks of `serving status --watch`.
 WATCH_EVERY = 1.0
@@ -195,14 +196,14 @@ def seconds(option: str, text: str) -> float:
 
 
 def ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """The reply's JSON. Raises `NotDone`."""
+    """The reply's JSON. Raises `NotDone` and `BadKey`."""
     given = {name: value for name, value in (body or {}).items() if value is not None}
     try:
         reply = httpx.request(
             method,
             f"{url.rstrip('/')}/admin{path}",
             json=given if body is not None else None,
-            headers={"x-operator": getpass.getuser(), **_key()},
+            headers={"x-operator": getpass.getuser(), **authorization()},
             timeout=PATIENCE,
         )
         content = reply.json()
@@ -215,9 +216,3 @@ def ask(method: str, url: str, path: str, body: dict[str, Any] | None = None) ->
     if reply.is_error:
         raise NotDone(content["error"]["message"])
     return content
-
-
-def _key() -> dict[str, str]:
-    """By environment: a command line can be read by every user of the machine."""
-    key = os.environ.get("SERVING_KEY")
-    return {"authorization": f"Bearer {key}"} if key else {}

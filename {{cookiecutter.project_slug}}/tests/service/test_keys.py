@@ -125,6 +125,15 @@ def test_a_key_lists_the_models_it_is_for(service: Service) -> None:
     assert [model.id for model in client(service, other).models.list()] == []
 
 
+@pytest.mark.parametrize("key", ["sk-secret\nx-other: y", "sk-schlüssel"])
+def test_a_key_that_is_no_header_is_told_and_not_shown(service: Service, key: str) -> None:
+    done = serving(service, "status", key=key)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "serving: The key holds what no HTTP header can carry: give it alone, on one line.\n"
+    )
+
+
 def test_operators_need_a_key_for_it_and_are_known_by_its_name(service: Service) -> None:
     inference = make(service, "ann")
     admin = make(service, "ops", "--scope", "admin")
